@@ -1,1 +1,54 @@
+"""Durable background jobs on the database you already have."""
+
+from durablestack.client import AsyncDurableStackClient, DurableStackClient
+from durablestack.errors import (
+    DurableStackError,
+    EnqueueUncertain,
+    JobDefinitionError,
+    NoRetry,
+    OptionsError,
+    PayloadError,
+    Retry,
+    RunCancelled,
+    SchemaError,
+    StoreError,
+    StoreUnavailable,
+    TargetError,
+    UnknownJob,
+)
+from durablestack.jobs import JobContext, JobRegistry, durable_job
+from durablestack.options import DurableStackOptions
+from durablestack.queries import RunQueries
+from durablestack.runs import Attempt, Run, RunStatus
+from durablestack.scheduling.retry import RetryBehavior
+from durablestack.stack import DurableStack
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "AsyncDurableStackClient",
+    "Attempt",
+    "DurableStack",
+    "DurableStackClient",
+    "DurableStackError",
+    "DurableStackOptions",
+    "EnqueueUncertain",
+    "JobContext",
+    "JobDefinitionError",
+    "JobRegistry",
+    "NoRetry",
+    "OptionsError",
+    "PayloadError",
+    "Retry",
+    "RetryBehavior",
+    "Run",
+    "RunCancelled",
+    "RunQueries",
+    "RunStatus",
+    "SchemaError",
+    "StoreError",
+    "StoreUnavailable",
+    "TargetError",
+    "UnknownJob",
+    "durable_job",
+]

@@ -51,8 +51,12 @@ class StoreError(DurableStackError):
 class StoreUnavailable(StoreError):
     """The database did not answer, or cannot take the statement now. Trying again later is right.
 
-    It is unknown whether a write that was under way took place.
+    `uncertain` tells that the connection was lost while a commit was under way: the write may have taken place.
     """
+
+    def __init__(self, message: str, *, uncertain: bool = False) -> None:
+        super().__init__(message)
+        self.uncertain = uncertain
 
 
 class SchemaError(StoreError):
@@ -60,14 +64,14 @@ class SchemaError(StoreError):
 
 
 class EnqueueUncertain(DurableStackError):
-    """The database did not say whether the run was stored.
+    """The connection was lost at the commit: the runs may have been stored, or not.
 
-    Enqueue again with ``run_id=error.run_id``: a run that is already there is not stored twice.
+    Enqueue again with the same ids (`run_id=error.run_ids[0]`): a run that is already there is not stored twice.
     """
 
-    def __init__(self, message: str, run_id: UUID) -> None:
+    def __init__(self, message: str, run_ids: tuple[UUID, ...]) -> None:
         super().__init__(message)
-        self.run_id = run_id
+        self.run_ids = run_ids
 
 
 class Retry(Exception):

@@ -1,0 +1,7 @@
+"""What: the jobs of an application, how they are declared, found, given arguments and executed."""
+
+from .context import JobContext
+from .discovery import import_targets, jobs_in
+from .registration import JobRegistration, JobRegistry, durable_job
+
+__all__ = ["JobContext", "JobRegistration", "JobRegistry", "durable_job", "import_targets", "jobs_in"]

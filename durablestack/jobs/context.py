@@ -1,0 +1,103 @@
+"""What a job may know about the run it is executing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import datetime
+from uuid import UUID
+
+from durablestack.errors import RunCancelled
+
+
+class CancelFlag:
+    """Set by the listener thread of the child, read by the job's thread.
+
+    `noticed` tells whether the job came to know of it: a job that returns without having noticed has
+    done its work, one that returns after noticing has given up.
+    """
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._lock = threading.Lock()
+        self._interrupt: Callable[[], None] | None = None
+        self.noticed = False
+
+    def set(self) -> None:
+        with self._lock:
+            self._event.set()
+            interrupt = self._interrupt
+        if interrupt is not None:
+            interrupt()
+
+    def interrupt_with(self, interrupt: Callable[[], None] | None) -> None:
+        """Name what is to be called once the flag is set; called at once if it is set already."""
+        with self._lock:
+            self._interrupt = interrupt
+            already_set = self._event.is_set()
+        if already_set and interrupt is not None:
+            interrupt()
+
+    def check(self) -> bool:
+        if self._event.is_set():
+            self.noticed = True
+            return True
+        return False
+
+    def wait(self, timeout_seconds: float | None) -> bool:
+        self._event.wait(timeout_seconds)
+        return self.check()
+
+
+class JobContext:
+    """The run that a job is executing, handed to `execute` as its last argument.
+
+    Attributes:
+        run_id: the run. Stable over all attempts, so it serves as an idempotency key for side effects.
+        job_name: the name under which the job is registered.
+        attempt: number of this attempt, 1 for the first. Grows with each claim, so it serves as a fencing token.
+        max_attempts: how many attempts there are, this one and the first included.
+        scheduled_for: when the run was due: an aware datetime in UTC.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_id: UUID,
+        job_name: str,
+        attempt: int,
+        max_attempts: int,
+        scheduled_for: datetime,
+        cancel_flag: CancelFlag | None = None,
+    ) -> None:
+        self.run_id = run_id
+        self.job_name = job_name
+        self.attempt = attempt
+        self.max_attempts = max_attempts
+        self.scheduled_for = scheduled_for
+        self._cancel_flag = cancel_flag or CancelFlag()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether this attempt should end: the run was cancelled, timed out, or the worker is stopping.
+
+        A job that sees it has `cancel_grace_seconds` to leave; then its process is ended.
+        An `async` job need not look: it is cancelled as asyncio tasks are.
+        """
+        return self._cancel_flag.check()
+
+    def raise_if_cancelled(self) -> None:
+        """Leave the job here if it should end.
+
+        Raises:
+            RunCancelled: it should.
+        """
+        if self.cancelled:
+            raise RunCancelled(f"run {self.run_id} is to end")
+
+    def wait_cancelled(self, timeout_seconds: float | None = None) -> bool:
+        """Sleep up to `timeout_seconds` (None: for ever), but no longer than until `cancelled`; return `cancelled`."""
+        return self._cancel_flag.wait(timeout_seconds)
+
+    def __repr__(self) -> str:
+        return f"<JobContext {self.job_name} run {self.run_id} attempt {self.attempt}/{self.max_attempts}>"

@@ -1,0 +1,72 @@
+"""Finds the jobs of an application: every decorated job of the modules and packages that it names."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
+from typing import Any
+
+from durablestack.errors import TargetError
+
+from .registration import declaration_of
+
+
+def import_targets(targets: Iterable[str]) -> list[ModuleType]:
+    """Import modules, and packages with all that is in them, by dotted name.
+
+    Raises:
+        TargetError: one does not exist, or fails while it is imported.
+    """
+    modules: dict[str, ModuleType] = {}
+    for target in targets:
+        root = _import(target)
+        modules[root.__name__] = root
+        for name in _modules_below(root):
+            modules[name] = _import(name)
+    return list(modules.values())
+
+
+def jobs_in(modules: Iterable[ModuleType]) -> list[Callable[..., Any]]:
+    """Every job that stands in one of the modules, each once, however often it is imported from another."""
+    jobs: dict[int, Callable[..., Any]] = {}
+    for module in modules:
+        for value in list(vars(module).values()):
+            if declaration_of(value) is not None:
+                jobs[id(value)] = value
+    return list(jobs.values())
+
+
+def _modules_below(package: ModuleType) -> Iterator[str]:
+    if not hasattr(package, "__path__"):
+        return
+    for found in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        if found.name.rpartition(".")[2] == "__main__":  # a program, not a part of the library
+            continue
+        yield found.name
+        if found.ispkg:
+            yield from _modules_below(_import(found.name))
+
+
+def _import(name: str) -> ModuleType:
+    if not name or not all(part.isidentifier() for part in name.split(".")):
+        raise TargetError(f"{name!r} is not the dotted name of a module or package, such as shop.jobs")
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if name == missing or name.startswith(missing + "."):
+            raise TargetError(
+                f"module {name!r} cannot be found: there is no {missing!r} in the current folder or on PYTHONPATH"
+            ) from None
+        raise TargetError(f"module {name!r} cannot be imported: it needs {missing!r}, which is missing") from error
+    except SystemExit as error:
+        raise TargetError(f"module {name!r} cannot be imported: it calls sys.exit({error.code!r})") from error
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise TargetError(
+            f"module {name!r} cannot be imported: {type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+        ) from error

@@ -1,0 +1,87 @@
+"""Arguments as JSON text: checked against the job's type when enqueued, and again when executed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from durablestack.errors import JobDefinitionError, PayloadError
+
+# Not only msgspec's own errors: deep nesting raises RecursionError, large integers OverflowError,
+# lone surrogates UnicodeEncodeError, foreign objects TypeError.
+_ENCODING_ERRORS = (msgspec.MsgspecError, RecursionError, OverflowError, UnicodeError, TypeError, ValueError)
+
+
+class PayloadCodec:
+    """Arguments of one job to JSON text and back.
+
+    Raises:
+        JobDefinitionError: msgspec cannot decode into `args_type`.
+    """
+
+    def __init__(self, job_name: str, args_type: Any, *, takes_args: bool) -> None:
+        self._job_name = job_name
+        self._takes_args = takes_args
+        self._type_name = getattr(args_type, "__name__", str(args_type))
+        try:
+            self._decoder = msgspec.json.Decoder(args_type)
+        except (TypeError, NotImplementedError) as error:
+            raise JobDefinitionError(
+                f"job {job_name!r}: arguments of type {self._type_name} cannot be read from JSON ({error}); "
+                "use a msgspec Struct, a dataclass, a TypedDict or builtin types"
+            ) from None
+
+    def encode(self, args: Any, bytes_max: int) -> str | None:
+        """The payload for `args`; None for a job without arguments.
+
+        Raises:
+            PayloadError: not JSON, not of the job's type, or longer than `bytes_max` bytes.
+        """
+        if not self._takes_args:
+            if args is not None:
+                raise PayloadError(f"job {self._job_name!r} takes no arguments, but got {_shown(args)}")
+            return None
+        try:
+            payload = msgspec.json.encode(args)
+            text = payload.decode()
+        except _ENCODING_ERRORS as error:
+            raise PayloadError(f"arguments of job {self._job_name!r} cannot be written as JSON: {error}") from None
+        if len(payload) > bytes_max:
+            raise PayloadError(
+                f"arguments of job {self._job_name!r} are {len(payload)} bytes of JSON; at most {bytes_max} are allowed "
+                "(option payload_bytes_max): store large data elsewhere, and pass where it is"
+            )
+        if b"null" in payload and _holds_non_finite_float(msgspec.to_builtins(args)):
+            raise PayloadError(f"arguments of job {self._job_name!r} hold a float that is not finite; JSON has none")
+        self.decode(text)
+        return text
+
+    def decode(self, payload: str | None) -> Any:
+        """The arguments in `payload`.
+
+        Raises:
+            PayloadError: they are not what the job takes.
+        """
+        try:
+            return self._decoder.decode("null" if payload is None else payload)
+        except _ENCODING_ERRORS as error:
+            raise PayloadError(
+                f"job {self._job_name!r} takes {self._type_name}, which its arguments are not: {error}"
+            ) from None
+
+
+def _holds_non_finite_float(value: Any) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, dict):
+        return any(map(_holds_non_finite_float, value.values()))
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(map(_holds_non_finite_float, value))
+    return False
+
+
+def _shown(value: Any) -> str:
+    """What a value is, without what is in it: arguments may be secret."""
+    return f"a value of type {type(value).__name__}"

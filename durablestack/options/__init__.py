@@ -1,0 +1,60 @@
+"""The options of a worker and of a client: their names, defaults and rules, and where they are read from.
+
+    file < environment < keywords ──> canonical names ──> DurableStackOptions ──> ConnectionTarget
+           (sources)                     (reading)        (options, groups)         (databases)
+
+The later source wins; whatever the source, the value checks itself when it is built.
+"""
+
+from .choices import (
+    CatchUpPolicy,
+    CrashedRunPolicy,
+    ExistingJobBehavior,
+    JobActivation,
+    OrphanedJobBehavior,
+    SqliteSynchronous,
+    StartMethod,
+    StorageProvider,
+)
+from .databases import ConnectionTarget, parse_connection_string
+from .groups import (
+    EventingOptions,
+    JobRegistrationOptions,
+    MySqlOptions,
+    PostgresOptions,
+    RecurringOptions,
+    RegistrationSyncOptions,
+    RetentionOptions,
+    SqliteOptions,
+    SqlServerOptions,
+)
+from .options import DurableStackOptions, default_worker_name
+from .secret import MASK, Secret, mask_secrets, redact
+
+__all__ = [
+    "MASK",
+    "CatchUpPolicy",
+    "ConnectionTarget",
+    "CrashedRunPolicy",
+    "DurableStackOptions",
+    "EventingOptions",
+    "ExistingJobBehavior",
+    "JobActivation",
+    "JobRegistrationOptions",
+    "MySqlOptions",
+    "OrphanedJobBehavior",
+    "PostgresOptions",
+    "RecurringOptions",
+    "RegistrationSyncOptions",
+    "RetentionOptions",
+    "Secret",
+    "SqlServerOptions",
+    "SqliteOptions",
+    "SqliteSynchronous",
+    "StartMethod",
+    "StorageProvider",
+    "default_worker_name",
+    "mask_secrets",
+    "parse_connection_string",
+    "redact",
+]

@@ -1,0 +1,171 @@
+"""The nouns that everyone shares: a run, the lease on it, and how an attempt at it ended.
+
+    pending --claim--> leased --mark_succeeded--> succeeded
+       ^  |              | | \\--mark_failed------> failed
+       |  |              | \\---mark_cancelled----> cancelled
+       |  +--cancel------|------------------------> cancelled
+       +-----------------+  retry, release, lease expiry
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from enum import StrEnum
+from uuid import UUID
+
+from msgspec import Struct
+
+
+class RunStatus(StrEnum):
+    PENDING = "pending"
+    LEASED = "leased"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing will change any more: only an explicit requeue makes new work of it."""
+        return self not in (RunStatus.PENDING, RunStatus.LEASED)
+
+
+class Lease(Struct, frozen=True):
+    """Proof that one claim of a run was ours: every later write of that attempt must show it.
+
+    `token` is random and drawn afresh for each claim; it is the fence. `worker_name` is for people.
+    """
+
+    run_id: UUID
+    token: UUID
+    attempt: int
+    worker_name: str
+
+
+class NewRun(Struct, frozen=True, kw_only=True):
+    """A run that is to be stored. `payload` is JSON text; `scheduled_for` None means now, by the database's clock."""
+
+    id: UUID
+    job_name: str
+    payload: str | None = None
+    max_attempts: int = 3
+    scheduled_for: datetime | None = None
+    requeued_from: UUID | None = None
+
+
+class Run(Struct, frozen=True, kw_only=True):
+    """A run as it is stored. Instants are aware, in UTC; `payload` is JSON text.
+
+    `attempt` counts claims, so it is 0 before the first and stays at `max_attempts` after the last.
+    The `error_*` fields tell of the latest attempt that failed, and are empty once a run succeeded.
+    """
+
+    id: UUID
+    job_name: str
+    status: RunStatus
+    payload: str | None
+    scheduled_for: datetime
+    attempt: int
+    max_attempts: int
+    created_at: datetime
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    lease_owner: str | None = None
+    lease_token: UUID | None = None
+    lease_until: datetime | None = None
+    cancel_requested_at: datetime | None = None
+    error_type: str | None = None
+    error_message: str | None = None
+    error_detail: str | None = None
+    stdout_tail: str | None = None
+    stderr_tail: str | None = None
+    requeued_from: UUID | None = None
+
+    @property
+    def lease(self) -> Lease:
+        """The lease that a claimed run came with.
+
+        Raises:
+            ValueError: the run is not leased.
+        """
+        if self.lease_token is None or self.lease_owner is None:
+            raise ValueError(f"run {self.id} is {self.status}, not leased")
+        return Lease(self.id, self.lease_token, self.attempt, self.lease_owner)
+
+
+class Output(Struct, frozen=True):
+    """The tail of what a run wrote to standard output and standard error."""
+
+    stdout_tail: str | None = None
+    stderr_tail: str | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.stdout_tail or self.stderr_tail)
+
+
+class Failure(Struct, frozen=True, kw_only=True):
+    """Why an attempt ended without success. `signal` is the name of the signal that ended its process."""
+
+    error_type: str
+    error_message: str
+    error_detail: str | None = None
+    signal: str | None = None
+
+
+class Succeeded(Struct, frozen=True):
+    """An attempt that did its work."""
+
+    lease: Lease
+    output: Output = Output()
+
+
+class Failed(Struct, frozen=True):
+    """An attempt that did not. `retry_after` is counted from the moment of recording; None ends the run."""
+
+    lease: Lease
+    failure: Failure
+    retry_after: timedelta | None
+    output: Output = Output()
+
+
+class Cancelled(Struct, frozen=True):
+    """An attempt that was stopped because somebody cancelled the run."""
+
+    lease: Lease
+    output: Output = Output()
+
+
+class Released(Struct, frozen=True):
+    """An attempt that was given back: the run is pending again, due now, and the attempt does not count."""
+
+    lease: Lease
+
+
+Outcome = Succeeded | Failed | Cancelled | Released
+
+CANCELLED_MESSAGE = "Run was cancelled."
+LEASE_EXPIRED = "LeaseExpired"
+
+
+class AttemptOutcome(StrEnum):
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+class Attempt(Struct, frozen=True, kw_only=True):
+    """One attempt in the history of a run.
+
+    A run that succeeds at the first attempt has no history: its own fields say it all.
+    """
+
+    run_id: UUID
+    attempt: int
+    worker_name: str | None
+    started_at: datetime | None
+    ended_at: datetime
+    outcome: AttemptOutcome
+    error_type: str | None = None
+    error_message: str | None = None
+    error_detail: str | None = None
+    signal: str | None = None

@@ -1,0 +1,1 @@
+"""When: the delay before a retry. Recurring schedules come to this room later."""

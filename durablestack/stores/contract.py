@@ -1,0 +1,133 @@
+"""What every store promises: the one contract of all databases. `tests/stores/` examines it.
+
+    enqueue ----> pending --claim_due_runs--> leased --extend_leases--> leased
+                                                |
+                                                +--record--> succeeded | failed | cancelled | pending
+
+A store is synchronous and safe to use from several threads. Due, lease and expiry are decided by the
+store's own clock. Every write about an attempt shows its lease; one whose lease is no longer the run's
+is refused, which the caller learns by its absence from the returned set.
+
+All methods raise `StoreUnavailable` when the database does not answer or cannot serve now, and `SchemaError`
+when its tables are not the ones expected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+from uuid import UUID
+
+from msgspec import Struct
+
+from durablestack.runs import Attempt, Lease, NewRun, Outcome, Run, RunStatus
+
+ATTEMPTS_KEPT_MAX = 50
+"""How many attempts the history of one run holds; the oldest go first."""
+
+
+class Claim(Struct, frozen=True, kw_only=True):
+    """A request for work. The token is drawn by the claimer, so that a claim whose answer is lost can be found again."""
+
+    worker_name: str
+    lease_token: UUID
+    job_names: Collection[str]
+    batch_size: int
+    lease_duration: timedelta
+
+
+class Claimed(Struct, frozen=True):
+    """What a claim brought: runs that are now ours, and runs whose lease was found expired."""
+
+    runs: list[Run]
+    expired: list[ExpiredRun]
+
+
+class ExpiredRun(Struct, frozen=True):
+    """A run whose holder did not renew its lease, and what became of it: pending, failed or cancelled."""
+
+    run_id: UUID
+    job_name: str
+    attempt: int
+    lease_owner: str | None
+    status: RunStatus
+
+
+class Extended(Struct, frozen=True):
+    """Of the leases shown, the runs still ours, and those among them that somebody wants cancelled."""
+
+    held: frozenset[UUID]
+    cancel_requested: frozenset[UUID]
+
+
+class Store(Protocol):
+    """See the module. Where `connection` is taken, the write becomes part of the caller's own transaction."""
+
+    durable: bool
+    """Whether runs outlive the process."""
+
+    def migrate(self) -> list[int]:
+        """Create or update the tables, under a lock; return the versions that were applied."""
+
+    def verify_schema(self) -> None:
+        """Raise SchemaError unless the tables are the ones that this version works with."""
+
+    def now(self) -> datetime:
+        """The clock that decides."""
+
+    def enqueue(self, runs: Sequence[NewRun], connection: Any = None) -> None:
+        """Store runs, all or none. A run whose id is there already is left as it is: repeating is safe."""
+
+    async def enqueue_async(self, runs: Sequence[NewRun], connection: Any) -> None:
+        """The same through the caller's own asynchronous connection."""
+
+    def claim_due_runs(self, claim: Claim) -> Claimed:
+        """Deal with expired leases, then lease the runs that are due, earliest first, of registered jobs only."""
+
+    def release_claim(self, lease_token: UUID) -> set[UUID]:
+        """Give back, attempt refunded, what a claim leased whose answer never arrived."""
+
+    def extend_leases(self, leases: Sequence[Lease], lease_duration: timedelta) -> Extended:
+        """Renew leases, counted from now. An expired lease that nobody has reclaimed yet is renewed too."""
+
+    def find_cancel_requests(self, leases: Sequence[Lease]) -> set[UUID]:
+        """The runs among these that somebody wants cancelled."""
+
+    def record(self, outcomes: Sequence[Outcome]) -> set[UUID]:
+        """Write down how attempts ended, all in one transaction; return the ids of the runs that were recorded.
+
+        Repeating is safe: an outcome that was recorded before counts as recorded.
+        """
+
+    def cancel_run(self, run_id: UUID) -> bool:
+        """Cancel a pending run at once; ask the holder of a leased run to stop it.
+
+        False when the run is unknown or has ended.
+        """
+
+    def requeue_run(self, run_id: UUID) -> UUID | None:
+        """Enqueue a failed or cancelled run anew, as a run of its own; None when there is no such run."""
+
+    def get_run(self, run_id: UUID) -> Run | None:
+        """One run, or None."""
+
+    def get_attempts(self, run_id: UUID) -> list[Attempt]:
+        """The history of a run, oldest first; empty for a run that succeeded at once."""
+
+    def list_runs(
+        self, *, take: int, status: RunStatus | None = None, job_name: str | None = None, due_first: bool = False
+    ) -> list[Run]:
+        """Runs, the latest enqueued first; with `due_first` the earliest scheduled first."""
+
+    def count_runs(self) -> dict[RunStatus, int]:
+        """How many runs there are of each status."""
+
+    def count_due(self, job_names: Collection[str], count_max: int) -> int:
+        """How many runs of these jobs are due now, counted up to `count_max`."""
+
+    def prune_runs(self, older_than: timedelta, batch_size: int) -> int:
+        """Delete up to `batch_size` runs that ended longer ago; return how many were deleted."""
+
+    def close(self) -> None:
+        """Give up all connections. The store is not used afterwards."""

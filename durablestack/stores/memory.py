@@ -1,0 +1,397 @@
+"""The store in memory: the whole contract, for tests, demos and local runs. Gone with its process."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from msgspec.structs import replace
+
+from durablestack.errors import StoreError
+from durablestack.ids import new_run_id
+from durablestack.runs import (
+    CANCELLED_MESSAGE,
+    LEASE_EXPIRED,
+    Attempt,
+    AttemptOutcome,
+    Cancelled,
+    Failed,
+    Failure,
+    Lease,
+    NewRun,
+    Outcome,
+    Output,
+    Released,
+    Run,
+    RunStatus,
+    Succeeded,
+)
+
+from .contract import ATTEMPTS_KEPT_MAX, Claim, Claimed, ExpiredRun, Extended
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class InMemoryStore:
+    """See `durablestack.stores.contract.Store`, where each method is described.
+
+    Args:
+        clock: what time it is, for tests that decide it themselves.
+    """
+
+    durable = False
+
+    def __init__(self, clock: Callable[[], datetime] = _utc_now) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._runs: dict[UUID, Run] = {}
+        self._last_tokens: dict[UUID, UUID] = {}
+        self._attempts: dict[UUID, list[Attempt]] = {}
+        # what is pending, earliest first; an entry is good while its run is pending and due at that instant
+        self._due: list[tuple[datetime, UUID]] = []
+        self._leased: set[UUID] = set()
+
+    def migrate(self) -> list[int]:
+        return []
+
+    def verify_schema(self) -> None:
+        return
+
+    def now(self) -> datetime:
+        return self._clock()
+
+    def enqueue(self, runs: Sequence[NewRun], connection: Any = None) -> None:
+        if connection is not None:
+            raise StoreError("connection= was given, but the in-memory store has no transactions to take part in")
+        with self._locked() as now:
+            for new in runs:
+                if new.id not in self._runs:
+                    self._put(
+                        Run(
+                            id=new.id,
+                            job_name=new.job_name,
+                            status=RunStatus.PENDING,
+                            payload=new.payload,
+                            scheduled_for=new.scheduled_for or now,
+                            attempt=0,
+                            max_attempts=new.max_attempts,
+                            created_at=now,
+                            requeued_from=new.requeued_from,
+                        )
+                    )
+
+    async def enqueue_async(self, runs: Sequence[NewRun], connection: Any) -> None:
+        self.enqueue(runs, connection)
+
+    # --- claim
+
+    def claim_due_runs(self, claim: Claim) -> Claimed:
+        with self._locked() as now:
+            expired = [self._end_expired_lease(run, now) for run in self._expired(now)[: claim.batch_size]]
+            runs = [self._leased_by(claim, run, now) for run in self._take_due(claim, now)]
+        return Claimed(runs, expired)
+
+    def _expired(self, now: datetime) -> list[Run]:
+        leased = (self._runs[id] for id in sorted(self._leased))
+        return [run for run in leased if run.lease_until is not None and run.lease_until <= now]
+
+    def _end_expired_lease(self, run: Run, now: datetime) -> ExpiredRun:
+        lease, error_type = run.lease, LEASE_EXPIRED
+        if run.cancel_requested_at is not None:
+            status, message = RunStatus.CANCELLED, CANCELLED_MESSAGE
+        elif run.attempt >= run.max_attempts:
+            status, message = RunStatus.FAILED, f"lease of {run.lease_owner} expired with no attempts remaining"
+        else:
+            status, message = RunStatus.PENDING, f"lease of {run.lease_owner} expired"
+        failure = Failure(error_type=error_type, error_message=message)
+        self._keep_attempt(run, lease, AttemptOutcome.EXPIRED, now, failure)
+        self._put(
+            self._unleased(
+                run,
+                status=status,
+                completed_at=now if status.terminal else None,
+                error_type=None if status is RunStatus.CANCELLED else error_type,
+                error_message=message,
+                error_detail=None,
+            )
+        )
+        return ExpiredRun(run.id, run.job_name, run.attempt, run.lease_owner, status)
+
+    def _take_due(self, claim: Claim, now: datetime) -> list[Run]:
+        taken: list[Run] = []
+        passed_over: list[tuple[datetime, UUID]] = []
+        while self._due and self._due[0][0] <= now and len(taken) < claim.batch_size:
+            entry = heapq.heappop(self._due)
+            run = self._runs.get(entry[1])
+            if run is None or run.status is not RunStatus.PENDING or run.scheduled_for != entry[0]:
+                continue
+            if run.job_name in claim.job_names:
+                taken.append(run)
+            else:
+                passed_over.append(entry)
+        for entry in passed_over:
+            heapq.heappush(self._due, entry)
+        return taken
+
+    def _leased_by(self, claim: Claim, run: Run, now: datetime) -> Run:
+        return self._put(
+            replace(
+                run,
+                status=RunStatus.LEASED,
+                attempt=run.attempt + 1,
+                lease_owner=claim.worker_name,
+                lease_token=claim.lease_token,
+                lease_until=now + claim.lease_duration,
+                started_at=now,
+            )
+        )
+
+    def release_claim(self, lease_token: UUID) -> set[UUID]:
+        with self._locked():
+            leases = [self._runs[id].lease for id in self._leased if self._runs[id].lease_token == lease_token]
+        return self.record([Released(lease) for lease in leases])
+
+    # --- hold
+
+    def extend_leases(self, leases: Sequence[Lease], lease_duration: timedelta) -> Extended:
+        with self._locked() as now:
+            held = [self._runs[lease.run_id] for lease in leases if self._holds(lease)]
+            for run in held:
+                self._put(replace(run, lease_until=now + lease_duration))
+        return Extended(
+            frozenset(run.id for run in held),
+            frozenset(run.id for run in held if run.cancel_requested_at is not None),
+        )
+
+    def find_cancel_requests(self, leases: Sequence[Lease]) -> set[UUID]:
+        with self._locked():
+            return {
+                lease.run_id
+                for lease in leases
+                if self._holds(lease) and self._runs[lease.run_id].cancel_requested_at is not None
+            }
+
+    def _holds(self, lease: Lease) -> bool:
+        run = self._runs.get(lease.run_id)
+        return run is not None and run.status is RunStatus.LEASED and run.lease_token == lease.token
+
+    # --- record
+
+    def record(self, outcomes: Sequence[Outcome]) -> set[UUID]:
+        recorded: set[UUID] = set()
+        with self._locked() as now:
+            for outcome in outcomes:
+                lease = outcome.lease
+                if self._holds(lease):
+                    self._write(self._runs[lease.run_id], outcome, now)
+                    self._last_tokens[lease.run_id] = lease.token
+                    recorded.add(lease.run_id)
+                elif self._last_tokens.get(lease.run_id) == lease.token:
+                    recorded.add(lease.run_id)  # before
+        return recorded
+
+    def _write(self, run: Run, outcome: Outcome, now: datetime) -> None:
+        cancel_requested = run.cancel_requested_at is not None
+        match outcome:
+            case Succeeded():
+                if run.attempt > 1:
+                    self._keep_attempt(run, outcome.lease, AttemptOutcome.SUCCEEDED, now)
+                self._end(run, RunStatus.SUCCEEDED, now, None, outcome.output)
+            case Failed(failure=failure, retry_after=retry_after):
+                self._keep_attempt(run, outcome.lease, AttemptOutcome.FAILED, now, failure)
+                if retry_after is None:
+                    self._end(run, RunStatus.FAILED, now, failure, outcome.output)
+                elif cancel_requested:
+                    self._end_cancelled(run, now, outcome.output)
+                else:
+                    self._retry(run, now + retry_after, failure, outcome.output)
+            case Released() if not cancel_requested:
+                scheduled_for = min(run.scheduled_for, now)
+                self._put(
+                    self._unleased(
+                        run, status=RunStatus.PENDING, attempt=run.attempt - 1, scheduled_for=scheduled_for
+                    )
+                )
+            case Cancelled() | Released():
+                output = outcome.output if isinstance(outcome, Cancelled) else Output()
+                self._keep_attempt(run, outcome.lease, AttemptOutcome.CANCELLED, now)
+                self._end_cancelled(run, now, output)
+
+    def _end_cancelled(self, run: Run, now: datetime, output: Output) -> None:
+        self._end(run, RunStatus.CANCELLED, now, None, output, message=CANCELLED_MESSAGE)
+
+    def _end(
+        self,
+        run: Run,
+        status: RunStatus,
+        now: datetime,
+        failure: Failure | None,
+        output: Output,
+        message: str | None = None,
+    ) -> None:
+        self._put(
+            self._unleased(
+                run,
+                status=status,
+                completed_at=now,
+                error_type=failure.error_type if failure else None,
+                error_message=failure.error_message if failure else message,
+                error_detail=failure.error_detail if failure else None,
+                stdout_tail=output.stdout_tail,
+                stderr_tail=output.stderr_tail,
+            )
+        )
+
+    def _retry(self, run: Run, scheduled_for: datetime, failure: Failure, output: Output) -> None:
+        self._put(
+            self._unleased(
+                run,
+                status=RunStatus.PENDING,
+                scheduled_for=scheduled_for,
+                error_type=failure.error_type,
+                error_message=failure.error_message,
+                error_detail=failure.error_detail,
+                stdout_tail=output.stdout_tail,
+                stderr_tail=output.stderr_tail,
+            )
+        )
+
+    def _keep_attempt(
+        self,
+        run: Run,
+        lease: Lease,
+        outcome: AttemptOutcome,
+        now: datetime,
+        failure: Failure | None = None,
+    ) -> None:
+        history = self._attempts.setdefault(run.id, [])
+        history.append(
+            Attempt(
+                run_id=run.id,
+                attempt=lease.attempt,
+                worker_name=lease.worker_name,
+                started_at=run.started_at,
+                ended_at=now,
+                outcome=outcome,
+                error_type=failure.error_type if failure else None,
+                error_message=failure.error_message if failure else None,
+                error_detail=failure.error_detail if failure else None,
+                signal=failure.signal if failure else None,
+            )
+        )
+        del history[:-ATTEMPTS_KEPT_MAX]
+
+    # --- cancel, requeue
+
+    def cancel_run(self, run_id: UUID) -> bool:
+        with self._locked() as now:
+            run = self._runs.get(run_id)
+            if run is None or run.status.terminal:
+                return False
+            run = self._put(replace(run, cancel_requested_at=run.cancel_requested_at or now))
+            if run.status is RunStatus.PENDING:
+                self._end_cancelled(run, now, Output(run.stdout_tail, run.stderr_tail))
+            return True
+
+    def requeue_run(self, run_id: UUID) -> UUID | None:
+        run = self.get_run(run_id)
+        if run is None or run.status not in (RunStatus.FAILED, RunStatus.CANCELLED):
+            return None
+        new = NewRun(
+            id=new_run_id(),
+            job_name=run.job_name,
+            payload=run.payload,
+            max_attempts=run.max_attempts,
+            requeued_from=run.id,
+        )
+        self.enqueue([new])
+        return new.id
+
+    # --- read
+
+    def get_run(self, run_id: UUID) -> Run | None:
+        with self._locked():
+            return self._runs.get(run_id)
+
+    def get_attempts(self, run_id: UUID) -> list[Attempt]:
+        with self._locked():
+            return list(self._attempts.get(run_id, ()))
+
+    def list_runs(
+        self, *, take: int, status: RunStatus | None = None, job_name: str | None = None, due_first: bool = False
+    ) -> list[Run]:
+        if due_first:
+            status, job_name = RunStatus.PENDING, None
+        with self._locked():
+            runs = [
+                run
+                for run in self._runs.values()
+                if (status is None or run.status is status) and (job_name is None or run.job_name == job_name)
+            ]
+        if due_first:
+            return sorted(runs, key=lambda run: (run.scheduled_for, run.id))[:take]
+        return sorted(runs, key=lambda run: run.id, reverse=True)[:take]
+
+    def count_runs(self) -> dict[RunStatus, int]:
+        with self._locked():
+            counts = dict.fromkeys(RunStatus, 0)
+            for run in self._runs.values():
+                counts[run.status] += 1
+            return counts
+
+    def count_due(self, job_names: Collection[str], count_max: int) -> int:
+        with self._locked() as now:
+            due = sum(
+                run.status is RunStatus.PENDING and run.scheduled_for <= now and run.job_name in job_names
+                for run in self._runs.values()
+            )
+        return min(due, count_max)
+
+    # --- prune
+
+    def prune_runs(self, older_than: timedelta, batch_size: int) -> int:
+        with self._locked() as now:
+            old = [
+                run.id
+                for run in self._runs.values()
+                if run.completed_at is not None and run.completed_at <= now - older_than
+            ][:batch_size]
+            for id in old:
+                del self._runs[id]
+                self._attempts.pop(id, None)
+                self._last_tokens.pop(id, None)
+        return len(old)
+
+    def close(self) -> None:
+        return
+
+    # --- rows
+
+    @contextmanager
+    def _locked(self) -> Iterator[datetime]:
+        if os.getpid() != self._pid:
+            raise StoreError("the in-memory store was carried into another process, which sees only a copy of it")
+        with self._lock:
+            yield self._clock()
+
+    def _put(self, run: Run) -> Run:
+        before = self._runs.get(run.id)
+        self._runs[run.id] = run
+        (self._leased.add if run.status is RunStatus.LEASED else self._leased.discard)(run.id)
+        is_newly_due = before is None or (before.status, before.scheduled_for) != (run.status, run.scheduled_for)
+        if run.status is RunStatus.PENDING and is_newly_due:
+            heapq.heappush(self._due, (run.scheduled_for, run.id))
+        return run
+
+    @staticmethod
+    def _unleased(run: Run, **changes: Any) -> Run:
+        return replace(run, lease_owner=None, lease_token=None, lease_until=None, **changes)

@@ -1,0 +1,91 @@
+"""Creates and updates the tables: frozen SQL files, applied in order, under the database's own lock."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from importlib.resources import files
+
+from durablestack.errors import SchemaError
+
+from .connections import Connections, Transaction
+from .dialects import Dialect
+from .statements import TEMPLATES
+
+SCHEMA_VERSION = 1
+COMPATIBLE_FROM = {1: 1}
+"""For each version of the schema, the oldest version of this library's schema that can still work with it."""
+
+_LOCK = {
+    "postgres": "select pg_advisory_xact_lock({key})",
+    "sqlite": "select 1",  # begin immediate holds the only lock there is
+}
+_CREATE_VERSIONS = """
+create table if not exists {prefix}durable_stack_schema_migrations (
+    version integer not null primary key,
+    compatible_from integer not null,
+    applied_at_utc {timestamp} not null
+)
+"""
+_TIMESTAMP = {"postgres": "timestamptz", "sqlite": "text"}
+
+
+def migrate(connections: Connections, dialect: Dialect, prefix: str) -> list[int]:
+    """Apply what is missing, all of it or nothing; return the versions applied.
+
+    Any number of processes may do this at once: one works, the others wait and find it done.
+    """
+    if _current_version(connections, dialect, prefix) >= SCHEMA_VERSION:
+        return []  # no DDL, no lock, no rights needed for either
+    with connections.transaction() as tx:
+        tx.run(_LOCK[dialect.name].format(key=zlib.crc32(f"durablestack {prefix}".encode())), {})
+        tx.run(_CREATE_VERSIONS.format(prefix=prefix, timestamp=_TIMESTAMP[dialect.name]), {})
+        applied = {version for version, _ in tx.fetch(dialect.render("", TEMPLATES["MIGRATIONS_SELECT"], prefix), {})}
+        missing = [version for version in range(1, SCHEMA_VERSION + 1) if version not in applied]
+        for version in missing:
+            _apply(tx, dialect, prefix, version)
+    verify(connections, dialect, prefix)
+    return missing
+
+
+def verify(connections: Connections, dialect: Dialect, prefix: str) -> None:
+    """Raise SchemaError unless the tables are there, in a version that this code can work with."""
+    versions = _versions(connections, dialect, prefix)
+    current = max(versions, default=0)
+    if current < SCHEMA_VERSION:
+        raise SchemaError(
+            f"the tables {prefix}durable_stack_* are missing or of version {current}, and this version needs "
+            f"{SCHEMA_VERSION}: run `durablestack migrate`"
+        )
+    if versions[current] > SCHEMA_VERSION:
+        raise SchemaError(
+            f"the tables {prefix}durable_stack_* are of version {current}, made by a newer version of durablestack; "
+            f"it works with version {versions[current]} and later, this is {SCHEMA_VERSION}: update durablestack"
+        )
+    with connections.read() as tx:
+        for probe in ("RUNS_PROBE", "ATTEMPTS_PROBE"):
+            tx.fetch(dialect.render(probe, TEMPLATES[probe], prefix), {})
+
+
+def _current_version(connections: Connections, dialect: Dialect, prefix: str) -> int:
+    return max(_versions(connections, dialect, prefix), default=0)
+
+
+def _versions(connections: Connections, dialect: Dialect, prefix: str) -> dict[int, int]:
+    try:
+        with connections.read() as tx:
+            return dict(tx.fetch(dialect.render("", TEMPLATES["MIGRATIONS_SELECT"], prefix), {}))
+    except SchemaError:  # no such table: nothing has been applied yet
+        return {}
+
+
+def _apply(tx: Transaction, dialect: Dialect, prefix: str, version: int) -> None:
+    folder = files("durablestack.stores").joinpath("migrations", dialect.migrations)
+    file = next(file for file in folder.iterdir() if file.name.startswith(f"{version:03}_"))
+    script = re.sub(r"--[^\n]*", "", file.read_text(encoding="utf-8")).replace("{prefix}", prefix)
+    for statement in filter(None, map(str.strip, script.split(";"))):
+        tx.run(statement, {})
+    tx.run(
+        dialect.render("", TEMPLATES["MIGRATION_INSERT"], prefix),
+        dialect.bind({"version": version, "compatible_from": COMPATIBLE_FROM[version]}),
+    )

@@ -1,0 +1,292 @@
+"""Every statement, once. Dialects render them: `tests/stores/rendered/` shows the result for each database.
+
+Words in braces are the dialect's, `:names` are parameters. Names begin with the noun.
+"""
+
+from __future__ import annotations
+
+RUN_COLUMNS = (
+    "id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, "
+    "completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, "
+    "error_message, error_detail, stdout_tail, stderr_tail, requeued_from"
+)
+ATTEMPT_COLUMNS = (
+    "run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal"
+)
+
+CLOCK_SELECT = "select {now}"
+
+RUN_INSERT = """
+insert into {runs} (id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, requeued_from)
+values (:id, :job_name, 'pending', :payload, coalesce(:scheduled_for, {now}), 0, :max_attempts, {now}, :requeued_from)
+{or_ignore}
+"""
+
+# --- claim
+
+RUNS_EXPIRED_SELECT = """
+select id, job_name, attempt, max_attempts, lease_owner, lease_token, started_at_utc, cancel_requested_at_utc
+from {runs} {skip_locked_hint}
+where status = 'leased'
+  and lease_until_utc <= {now}
+order by id
+{limit}
+{skip_locked}
+"""
+
+RUN_EXPIRED_UPDATE = """
+update {runs}
+set status = :status,
+    lease_owner = null,
+    lease_token = null,
+    lease_until_utc = null,
+    completed_at_utc = case when :terminal = 1 then {now} end,
+    error_type = :error_type,
+    error_message = :error_message,
+    error_detail = null
+where id = :id
+"""
+
+RUNS_DUE_SELECT = """
+select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc
+from {runs} {skip_locked_hint}
+where status = 'pending'
+  and scheduled_for_utc <= {now}
+  and job_name {in_job_names}
+order by scheduled_for_utc, id
+{limit}
+{skip_locked}
+"""
+
+RUNS_LEASE = """
+update {runs}
+set status = 'leased',
+    attempt = attempt + 1,
+    lease_owner = :worker_name,
+    lease_token = :lease_token,
+    lease_until_utc = {now_plus_seconds},
+    lease_seconds = :seconds,
+    started_at_utc = {now}
+where id {in_ids}
+"""
+
+RUNS_OF_CLAIM_SELECT = """
+select id, attempt, lease_owner
+from {runs}
+where status = 'leased'
+  and lease_token = :lease_token
+order by id
+"""
+
+# --- hold
+
+LEASES_SELECT_FOR_UPDATE = """
+select id, status, lease_token, last_token, started_at_utc, cancel_requested_at_utc
+from {runs} {lock_hint}
+where id {in_ids}
+order by id
+{for_update}
+"""
+
+LEASES_EXTEND = """
+update {runs}
+set lease_until_utc = {now_plus_seconds}
+where id {in_ids}
+"""
+
+CANCEL_REQUESTS_SELECT = """
+select id, lease_token
+from {runs}
+where id {in_ids}
+  and status = 'leased'
+  and cancel_requested_at_utc is not null
+"""
+
+# --- record
+
+RUNS_SUCCEED = """
+update {runs}
+set status = 'succeeded',
+    completed_at_utc = {now},
+    last_token = lease_token,
+    lease_owner = null,
+    lease_token = null,
+    lease_until_utc = null,
+    error_type = null,
+    error_message = null,
+    error_detail = null,
+    stdout_tail = null,
+    stderr_tail = null
+where id {in_ids}
+"""
+
+RUN_OUTPUT_UPDATE = """
+update {runs}
+set stdout_tail = :stdout_tail,
+    stderr_tail = :stderr_tail
+where id = :id
+"""
+
+RUN_FAIL = """
+update {runs}
+set status = 'failed',
+    completed_at_utc = {now},
+    last_token = lease_token,
+    lease_owner = null,
+    lease_token = null,
+    lease_until_utc = null,
+    error_type = :error_type,
+    error_message = :error_message,
+    error_detail = :error_detail,
+    stdout_tail = :stdout_tail,
+    stderr_tail = :stderr_tail
+where id = :id
+"""
+
+RUN_RETRY = """
+update {runs}
+set status = 'pending',
+    scheduled_for_utc = {now_plus_seconds},
+    last_token = lease_token,
+    lease_owner = null,
+    lease_token = null,
+    lease_until_utc = null,
+    error_type = :error_type,
+    error_message = :error_message,
+    error_detail = :error_detail,
+    stdout_tail = :stdout_tail,
+    stderr_tail = :stderr_tail
+where id = :id
+"""
+
+RUN_CANCEL_LEASED = """
+update {runs}
+set status = 'cancelled',
+    completed_at_utc = {now},
+    last_token = lease_token,
+    lease_owner = null,
+    lease_token = null,
+    lease_until_utc = null,
+    error_type = null,
+    error_message = :error_message,
+    error_detail = null,
+    stdout_tail = :stdout_tail,
+    stderr_tail = :stderr_tail
+where id = :id
+"""
+
+RUNS_RELEASE = """
+update {runs}
+set status = 'pending',
+    attempt = attempt - 1,
+    scheduled_for_utc = case when scheduled_for_utc <= {now} then scheduled_for_utc else {now} end,
+    last_token = lease_token,
+    lease_owner = null,
+    lease_token = null,
+    lease_until_utc = null
+where id {in_ids}
+"""
+
+ATTEMPT_INSERT = """
+insert into {attempts} (run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal)
+values (:run_id, :attempt, :worker_name, :started_at, {now}, :outcome, :error_type, :error_message, :error_detail, :signal)
+"""
+
+ATTEMPTS_FORGET = """
+delete from {attempts}
+where run_id = :run_id
+  and attempt <= :attempt
+"""
+
+# --- cancel, requeue
+
+RUN_SELECT_FOR_UPDATE = """
+select status, job_name, payload, max_attempts
+from {runs} {lock_hint}
+where id = :id
+{for_update}
+"""
+
+RUN_CANCEL_PENDING = """
+update {runs}
+set status = 'cancelled',
+    completed_at_utc = {now},
+    cancel_requested_at_utc = {now},
+    error_type = null,
+    error_message = :error_message,
+    error_detail = null
+where id = :id
+"""
+
+RUN_REQUEST_CANCEL = """
+update {runs}
+set cancel_requested_at_utc = coalesce(cancel_requested_at_utc, {now})
+where id = :id
+"""
+
+# --- read
+
+RUN_SELECT = f"select {RUN_COLUMNS}\nfrom {{runs}}\nwhere id = :id"
+
+RUNS_SELECT_RECENT = f"select {RUN_COLUMNS}\nfrom {{runs}}\norder by id desc\n{{limit}}"
+
+RUNS_SELECT_BY_STATUS = f"select {RUN_COLUMNS}\nfrom {{runs}}\nwhere status = :status\norder by id desc\n{{limit}}"
+
+RUNS_SELECT_BY_JOB_NAME = f"select {RUN_COLUMNS}\nfrom {{runs}}\nwhere job_name = :job_name\norder by id desc\n{{limit}}"
+
+RUNS_SELECT_BY_STATUS_AND_JOB_NAME = (
+    f"select {RUN_COLUMNS}\nfrom {{runs}}\nwhere status = :status\n  and job_name = :job_name\norder by id desc\n{{limit}}"
+)
+
+RUNS_SELECT_DUE_FIRST = (
+    f"select {RUN_COLUMNS}\nfrom {{runs}}\nwhere status = 'pending'\norder by scheduled_for_utc, id\n{{limit}}"
+)
+
+RUNS_COUNT_BY_STATUS = "select status, count(*)\nfrom {runs}\ngroup by status"
+
+RUNS_COUNT_DUE = """
+select count(*)
+from (
+  select id
+  from {runs}
+  where status = 'pending'
+    and scheduled_for_utc <= {now}
+    and job_name {in_job_names}
+  order by scheduled_for_utc, id
+  {limit}
+) as due
+"""
+
+ATTEMPTS_SELECT = (
+    f"select {ATTEMPT_COLUMNS}\nfrom {{attempts}}\nwhere run_id = :run_id\norder by attempt, ended_at_utc"
+)
+
+# --- prune
+
+RUNS_PRUNABLE_SELECT = """
+select id
+from {runs} {skip_locked_hint}
+where completed_at_utc <= {now_minus_seconds}
+order by completed_at_utc
+{limit}
+{skip_locked}
+"""
+
+ATTEMPTS_DELETE = "delete from {attempts}\nwhere run_id {in_ids}"
+
+RUNS_DELETE = "delete from {runs}\nwhere id {in_ids}"
+
+# --- schema
+
+MIGRATIONS_SELECT = "select version, compatible_from\nfrom {migrations}\norder by version"
+
+MIGRATION_INSERT = """
+insert into {migrations} (version, compatible_from, applied_at_utc)
+values (:version, :compatible_from, {now})
+"""
+
+RUNS_PROBE = f"select {RUN_COLUMNS}, last_token, lease_seconds\nfrom {{runs}}\nwhere 1 = 0"
+
+ATTEMPTS_PROBE = f"select {ATTEMPT_COLUMNS}\nfrom {{attempts}}\nwhere 1 = 0"
+
+TEMPLATES = {name: text for name, text in globals().items() if name.isupper() and not name.endswith("COLUMNS")}

@@ -1,0 +1,178 @@
+"""The child process: takes one run at a time from the pipe and executes it.
+
+    main thread       orders.get() --> execute the job --> reply
+    listener thread   reads the pipe: Execute goes into orders, Cancel sets the flag of the run;
+                      when the pipe closes the supervisor is gone, and with it the right to go on
+
+The child leads its own session, so that a signal to its group reaches what its jobs started, and nothing else.
+It has no connection to the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import faulthandler
+import fcntl
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+
+from durablestack.errors import DurableStackError, UnknownJob
+from durablestack.jobs import JobContext, JobRegistry
+from durablestack.jobs.context import CancelFlag
+from durablestack.jobs.execution import Returned, execute
+from durablestack.stack import DurableStack
+from durablestack.text import ERROR_DETAIL_LENGTH_MAX, ERROR_MESSAGE_LENGTH_MAX, ERROR_TYPE_LENGTH_MAX, clean
+
+from . import wire
+
+STACK_SIGNAL = signal.SIGRTMIN + 5 if sys.platform == "linux" else signal.SIGUSR2
+"""Makes a child write the Python stack of all its threads to standard error, also while C code holds the GIL."""
+
+_CONTROL_FD_MIN = 64
+_PR_SET_PDEATHSIG = 1
+_EXIT_BOOT_FAILED = 70
+_EXIT_ORPHANED = 71
+
+_Orders = SimpleQueue["tuple[wire.Execute, CancelFlag] | None"]
+
+
+def main(control: socket.socket, stdout: Connection, stderr: Connection, targets: tuple[str, ...]) -> None:
+    """Where a child process begins. It does not return."""
+    os.setsid()
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _capture_output(stdout, stderr)
+    pipe = _ControlPipe(control)
+    jobs = _load(targets, pipe)
+    pipe.send(wire.Ready(os.getpid(), list(jobs.names)))
+    orders: _Orders = SimpleQueue()
+    threading.Thread(target=_listen, args=(pipe, orders), name="durablestack-listener", daemon=True).start()
+    _serve(orders, jobs, pipe)
+    # neither threads nor exit handlers that a job left behind may keep the process
+    os._exit(0)
+
+
+def _die_with_parent() -> None:
+    """The net below the closing pipe, which a job that holds the GIL keeps us from noticing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _capture_output(stdout: Connection, stderr: Connection) -> None:
+    for stream, capture, fd in ((sys.stdout, stdout, 1), (sys.stderr, stderr, 2)):
+        os.dup2(capture.fileno(), fd)
+        capture.close()
+        if stream is not None:  # what is written is seen even if the process dies a moment later
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+    faulthandler.enable(file=2)
+    faulthandler.register(STACK_SIGNAL, file=2, all_threads=True)
+
+
+class _ControlPipe:
+    """The child's end. On a high descriptor, closed in whatever a job forks or executes."""
+
+    def __init__(self, control: socket.socket) -> None:
+        fd = fcntl.fcntl(control.fileno(), fcntl.F_DUPFD_CLOEXEC, _CONTROL_FD_MIN)
+        control.close()
+        self._socket = socket.socket(fileno=fd)
+        self._frames = wire.FrameReader(wire.ORDER_BYTES_MAX)
+        os.register_at_fork(after_in_child=self._socket.close)
+
+    def send(self, reply: wire.Reply) -> None:
+        try:
+            self._socket.sendall(wire.frame(reply))
+        except OSError:  # the supervisor is gone, or a job closed our descriptor
+            os._exit(_EXIT_ORPHANED)
+
+    def receive(self) -> list[wire.Order]:
+        try:
+            received = self._socket.recv(65536)
+        except OSError:
+            received = b""
+        if not received:
+            os._exit(_EXIT_ORPHANED)
+        return [wire.decode_order(body) for body in self._frames.feed(received)]
+
+
+def _load(targets: tuple[str, ...], pipe: _ControlPipe) -> JobRegistry:
+    try:
+        return DurableStack.load_jobs(targets)
+    except BaseException as error:  # whatever an application does when it is imported, it is told
+        detail = "" if isinstance(error, DurableStackError) else traceback.format_exc()
+        pipe.send(
+            wire.BootFailed(
+                clean(type(error).__qualname__, ERROR_TYPE_LENGTH_MAX),
+                clean(str(error), ERROR_MESSAGE_LENGTH_MAX),
+                clean(detail, ERROR_DETAIL_LENGTH_MAX),
+            )
+        )
+        os._exit(_EXIT_BOOT_FAILED)
+
+
+def _listen(pipe: _ControlPipe, orders: _Orders) -> None:
+    flag, number = CancelFlag(), -1
+    while True:
+        for order in pipe.receive():
+            match order:
+                case wire.Execute():
+                    flag, number = CancelFlag(), order.number
+                    orders.put((order, flag))
+                case wire.Cancel() if order.number == number:
+                    flag.set()
+                case wire.Stop():
+                    orders.put(None)
+
+
+def _serve(orders: _Orders, jobs: JobRegistry, pipe: _ControlPipe) -> None:
+    with asyncio.Runner() as runner:
+        while (taken := orders.get()) is not None:
+            reply = _perform(*taken, jobs, runner)
+            _flush_output()
+            pipe.send(reply)
+            if reply.retires:
+                os._exit(0)
+
+
+def _perform(
+    order: wire.Execute, cancel_flag: CancelFlag, jobs: JobRegistry, runner: asyncio.Runner
+) -> wire.Succeeded | wire.Failed:
+    try:
+        registration = jobs.find(order.job_name)
+    except UnknownJob as error:
+        return wire.Failed(order.number, "UnknownJob", str(error), "")
+    context = JobContext(
+        run_id=order.run_id,
+        job_name=order.job_name,
+        attempt=order.attempt,
+        max_attempts=order.max_attempts,
+        scheduled_for=order.scheduled_for,
+        cancel_flag=cancel_flag,
+    )
+    result = execute(registration, order.payload, context, cancel_flag, runner)
+    if isinstance(result, Returned):
+        return wire.Succeeded(order.number, result.noticed_cancel, retires=result.process_is_spent)
+    return wire.Failed(
+        order.number,
+        result.error_type,
+        result.error_message,
+        result.error_detail,
+        result.retryable,
+        result.retry_after_seconds,
+        retires=result.process_is_spent,
+    )
+
+
+def _flush_output() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):  # a job closed or replaced it
+            continue

@@ -1,0 +1,127 @@
+"""The command line of the supervisor: from arguments to options, from endings to exit codes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any
+
+import anyio
+import rich_click as click
+from rich.console import Console
+
+from durablestack.errors import DurableStackError, StoreError
+from durablestack.options import redact
+from durablestack.stack import DurableStack
+
+from .control import run_with_signals
+from .status import log_through, show_status
+from .tree import OutcomesUnrecorded, Supervisor
+
+log = logging.getLogger("durablestack.supervisor")
+
+EXIT_BUG = 1
+EXIT_BAD_INPUT = 2
+EXIT_DATABASE = 3
+EXIT_UNRECORDED = 4
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("targets", nargs=-1, metavar="TARGET...")
+@click.option("--database-url", metavar="URL", help="postgresql://… or sqlite:///…; goes before every other setting.")
+@click.option("--max-concurrent-runs", type=int, metavar="N", help="Child processes, and so runs at once.")
+@click.option("--batch-size", type=int, metavar="N", help="Runs claimed at once, at most.")
+@click.option("--worker-name", metavar="NAME", help="Unique name of this worker, for people.")
+@click.option("--poll-interval-seconds", type=float, metavar="S", help="How often to look for work when there is none.")
+@click.option("--lease-duration-seconds", type=float, metavar="S", help="After this long without a word we are lost.")
+@click.option("--start-method", type=click.Choice(["forkserver", "spawn"]), help="How children are started.")
+@click.option("--migrate/--no-migrate", "auto_migrate", default=None, help="Create or update the tables first.")
+@click.option("--plain", is_flag=True, help="Log lines only, no live status.")
+@click.option("-v", "--verbose", is_flag=True, help="Also log what is of interest when something is wrong.")
+@click.option("--demo", is_flag=True, help="Show what the supervisor does, in a temporary folder. Takes 15 seconds.")
+def command(targets: tuple[str, ...], plain: bool, verbose: bool, demo: bool, **changes: Any) -> None:
+    """Execute the runs of an application's jobs, each in a child process.
+
+    TARGET is a module or package with jobs, or module:attribute for a DurableStack. Options come from it, from
+    durablestack.toml and from DURABLESTACK__… variables; those given here go first.
+
+    Exit codes: 0 stopped as asked, 1 a bug, 2 bad input, 3 the database cannot be used, 4 stopped with outcomes
+    unrecorded.
+    """
+    if demo:
+        from .demo import run_demo
+
+        sys.exit(run_demo(Console()))
+    if not targets:
+        raise click.UsageError("name a module with jobs, as in: python -m durablestack.supervisor examples.quickstart")
+    sys.exit(_supervise(targets, {k: v for k, v in changes.items() if v is not None}, plain=plain, verbose=verbose))
+
+
+def _supervise(targets: tuple[str, ...], changes: dict[str, Any], *, plain: bool, verbose: bool) -> int:
+    console = Console(stderr=True)
+    live = console.is_terminal and not console.is_dumb_terminal and not plain and "NO_COLOR" not in os.environ
+    _log_to(console, live=live, level=logging.DEBUG if verbose else logging.INFO)
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        with DurableStack.load(targets, **changes) as stack:
+            supervisor = Supervisor(stack)
+            _greet(supervisor)
+            anyio.run(_run, supervisor, console if live else None)
+    except BaseException as error:
+        return _exit_code(error)
+    log.info("stopped")
+    return 0
+
+
+async def _run(supervisor: Supervisor, console: Console | None) -> None:
+    async with anyio.create_task_group() as tasks:
+        if console is not None:
+            tasks.start_soon(show_status, supervisor, console)
+        await run_with_signals(supervisor)
+        tasks.cancel_scope.cancel()
+
+
+def _log_to(console: Console, *, live: bool, level: int) -> None:
+    if live:
+        log_through(console, level)
+    else:
+        logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s", force=True)
+    for noisy in ("asyncio", "psycopg", "psycopg.pool"):  # their news reach us as errors, once
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def _greet(supervisor: Supervisor) -> None:
+    stack = supervisor.stack
+    target = stack.options.connection_target()
+    log.info(
+        "worker %s: %d jobs, %d runs at once, on %s",
+        stack.options.worker_name,
+        len(stack.jobs),
+        stack.options.max_concurrent_runs,
+        target.describe() if target is not None else "the memory of this process, which nobody else can enqueue into",
+    )
+
+
+def _exit_code(error: BaseException) -> int:
+    """One clear sentence for what a user can mend; the whole story for what is our fault."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else EXIT_BUG
+    if isinstance(error, OutcomesUnrecorded):
+        code = EXIT_UNRECORDED
+    elif isinstance(error, StoreError):
+        code = EXIT_DATABASE
+    elif isinstance(error, DurableStackError):
+        code = EXIT_BAD_INPUT
+    else:
+        log.critical("the supervisor failed", exc_info=error)
+        return EXIT_BUG
+    print(f"error: {redact(str(error))}", file=sys.stderr)
+    return code
+
+
+def main() -> None:
+    command(prog_name="python -m durablestack.supervisor")

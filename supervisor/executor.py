@@ -1,0 +1,298 @@
+"""One slot of the pool: a child process, the pipe to it, and the run it is busy with.
+
+The slot is lasting, the child is not. A child that dies is replaced, and what its death means for the run in hand
+is told to the pool. A run that no child has seen yet waits for the next child, or is given back.
+
+    booting --Ready--> idle --assign--> busy --Succeeded | Failed--> idle
+       ^                |                |
+       |                v                v  timeout, cancel, stop: Cancel, SIGTERM, SIGKILL
+       +---- restart -- dead <-----------+
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from typing import Protocol
+
+import anyio
+from anyio.abc import TaskGroup
+from msgspec import Struct
+
+from durablestack.runs import Output, Run
+
+from . import wire
+from .child import STACK_SIGNAL
+from .process import ChildProcess, Death, Starter
+from .restarts import restart_delay_seconds
+from .verdict import Ending
+
+log = logging.getLogger(__name__)
+
+_RETIRE_WITHIN_SECONDS = 2.0
+_STACK_DUMP_WITHIN_SECONDS = 0.1
+
+
+class BootFailed(Exception):
+    """A child could not be started, or could not load the application. No run is to blame."""
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    startup_timeout_seconds: float
+    cancel_grace_seconds: float
+    terminate_grace_seconds: float
+    output_bytes_max: int
+
+
+class Assignment(Struct, frozen=True, eq=False):
+    """A run that is to be executed, and how long it may take."""
+
+    run: Run
+    timeout_seconds: float | None
+
+
+class Ended(Struct, frozen=True, kw_only=True, eq=False):
+    """How an assignment ended: by a reply of the child, or by its death; `ending` if we wanted it to end."""
+
+    assignment: Assignment
+    how: wire.Succeeded | wire.Failed | Death
+    ending: Ending | None
+    output: Output
+
+
+class Slots(Protocol):
+    """What an executor tells the pool it belongs to."""
+
+    job_names: frozenset[str]
+
+    def idle(self, executor: Executor) -> None: ...
+    def busy_or_gone(self, executor: Executor) -> None: ...
+    def may_begin(self, run: Run, child: ChildProcess) -> bool: ...
+    def ended(self, ended: Ended) -> None: ...
+    def never_begun(self, run: Run) -> None: ...
+    def child_lost(self, executor: Executor, why: str) -> None: ...
+
+
+class Executor:
+    def __init__(self, number: int, slots: Slots, starter: Starter, limits: Limits) -> None:
+        self.number = number
+        self.pid: int | None = None
+        self.assignment: Assignment | None = None
+        self.began_at = 0.0
+        self._slots = slots
+        self._starter = starter
+        self._limits = limits
+        self._child: ChildProcess | None = None
+        self._ready = anyio.Event()
+        self._boot_failure: wire.BootFailed | None = None
+        self._order = 0  # number of the order that the child has in hand, if `_delivered`
+        self._delivered = False
+        self._ending: Ending | None = None
+        self._ended = anyio.Event()
+        self._retiring = False
+        self._deaths_in_a_row = 0
+        self._timeout: asyncio.TimerHandle | None = None
+        self._tasks: TaskGroup | None = None
+
+    # --- the slot's life
+
+    async def run(self) -> None:
+        async with anyio.create_task_group() as self._tasks:
+            while True:
+                try:
+                    await self._one_child()
+                except BootFailed as failure:
+                    self._give_back()
+                    self._died(f"child of slot {self.number} cannot start: {failure}")
+                if delay_seconds := restart_delay_seconds(self._deaths_in_a_row):
+                    self._give_back()
+                    await anyio.sleep(delay_seconds)
+
+    async def _one_child(self) -> None:
+        child = ChildProcess(
+            self._starter, output_bytes_max=self._limits.output_bytes_max, name=f"durablestack-{self.number}"
+        )
+        child.on_reply = self._on_reply
+        self._ready, self._boot_failure, self._retiring = anyio.Event(), None, False
+        try:
+            await self._boot(child)
+            self._child, self.pid = child, child.pid
+            self._begin_or_idle()
+            self._bury(child, await child.dead())
+        finally:
+            self._child, self.pid = None, None
+            self._slots.busy_or_gone(self)
+            await child.end()
+
+    async def _boot(self, child: ChildProcess) -> None:
+        try:
+            with anyio.fail_after(self._limits.startup_timeout_seconds):
+                await child.start()
+                death = await self._ready_or_dead(child)
+        except TimeoutError:
+            raise BootFailed(f"it was not ready within {self._limits.startup_timeout_seconds:g} s") from None
+        except (OSError, EOFError) as error:
+            raise BootFailed(f"{type(error).__name__}: {error}") from error
+        if death is not None:
+            raise BootFailed(self._told_by_dead_child(child, death))
+
+    async def _ready_or_dead(self, child: ChildProcess) -> Death | None:
+        """Wait until the child is ready; return its death if that comes first."""
+        death: Death | None = None
+        async with anyio.create_task_group() as waiting:
+
+            async def watch_death() -> None:
+                nonlocal death
+                death = await child.dead()
+                waiting.cancel_scope.cancel()
+
+            waiting.start_soon(watch_death)
+            await self._ready.wait()
+            waiting.cancel_scope.cancel()
+        return None if self._ready.is_set() else death
+
+    def _told_by_dead_child(self, child: ChildProcess, death: Death) -> str:
+        if self._boot_failure is not None:
+            failure = self._boot_failure
+            return f"{failure.error_type}: {failure.error_message}\n{failure.error_detail}".strip()
+        how = death.signal_name or f"exit code {death.exit_code}"
+        stderr = child.take_output().stderr_tail or ""
+        return f"it ended with {how} before it was ready. {stderr}".strip()
+
+    def _bury(self, child: ChildProcess, death: Death) -> None:
+        """The child is dead: say what became of the run in hand, and whether anyone should worry."""
+        if self._delivered:
+            self._finish(death, child.take_output())
+        elif not self._retiring:
+            how = death.signal_name or f"exit code {death.exit_code}"
+            self._died(f"idle child {child.pid} of slot {self.number} ended with {how}")
+
+    def _died(self, why: str) -> None:
+        self._deaths_in_a_row += 1
+        self._slots.child_lost(self, why)
+
+    # --- a run
+
+    def assign(self, assignment: Assignment) -> None:
+        """Take a run in hand. It begins now if there is a child for it, or as soon as there is."""
+        assert self.assignment is None, "an executor takes one run at a time"
+        self.assignment, self._ending, self._ended = assignment, None, anyio.Event()
+        if self._child is not None and not self._retiring:
+            self._begin(self._child, assignment)
+
+    def _begin_or_idle(self) -> None:
+        if self.assignment is None:
+            self._slots.idle(self)
+        elif self._child is not None:
+            self._begin(self._child, self.assignment)
+
+    def _begin(self, child: ChildProcess, assignment: Assignment) -> None:
+        run = assignment.run
+        if self._ending is not None or not self._slots.may_begin(run, child):
+            self._give_back()
+            self._slots.idle(self)
+            return
+        child.take_output()  # what was written between two runs belongs to neither
+        self._order += 1
+        self._delivered = True
+        self.began_at = anyio.current_time()
+        if assignment.timeout_seconds is not None:
+            loop = asyncio.get_running_loop()
+            self._timeout = loop.call_later(assignment.timeout_seconds, self.end_run, Ending.TIMED_OUT)
+        child.send(
+            wire.Execute(
+                self._order, run.id, run.job_name, run.attempt, run.max_attempts, run.scheduled_for, run.payload
+            )
+        )
+
+    def _give_back(self) -> None:
+        """Let go of a run that no child has seen."""
+        if self.assignment is not None and not self._delivered:
+            run, self.assignment = self.assignment.run, None
+            self._ended.set()
+            self._slots.never_begun(run)
+
+    def _on_reply(self, reply: wire.Reply) -> None:
+        match reply:
+            case wire.Ready(job_names=job_names):
+                self._on_ready(frozenset(job_names))
+            case wire.BootFailed():
+                self._boot_failure = reply
+            case wire.Succeeded() | wire.Failed() if self._delivered and reply.number == self._order:
+                self._on_result(reply)
+            case _:
+                log.warning("slot %d: a reply to order %d, which is not in hand", self.number, reply.number)
+
+    def _on_ready(self, job_names: frozenset[str]) -> None:
+        missing = self._slots.job_names - job_names
+        if missing:
+            message = f"it does not know the jobs {', '.join(sorted(missing))}, which the supervisor has registered"
+            self._boot_failure = wire.BootFailed("JobsDiffer", message, "")
+        else:
+            self._ready.set()
+
+    def _on_result(self, reply: wire.Succeeded | wire.Failed) -> None:
+        child = self._child
+        self._retiring = reply.retires
+        self._deaths_in_a_row = 0
+        self._finish(reply, child.take_output() if child is not None else Output())
+        if reply.retires and child is not None:
+            self._retire(child)
+        elif child is not None:
+            self._slots.idle(self)
+
+    def _retire(self, child: ChildProcess) -> None:
+        child.send(wire.Stop())
+        asyncio.get_running_loop().call_later(_RETIRE_WITHIN_SECONDS, child.kill)
+
+    def _finish(self, how: wire.Succeeded | wire.Failed | Death, output: Output) -> None:
+        assert self.assignment is not None
+        if self._timeout is not None:
+            self._timeout.cancel()
+            self._timeout = None
+        ended = Ended(assignment=self.assignment, how=how, ending=self._ending, output=output)
+        self.assignment, self._delivered, self._ending = None, False, None
+        self._ended.set()
+        self._slots.ended(ended)
+        if isinstance(how, Death) and ended.ending is None:
+            run = ended.assignment.run
+            self._died(f"child {self.pid} of slot {self.number} died of run {run.id} ({run.job_name})")
+
+    # --- ending a run
+
+    def end_run(self, ending: Ending) -> None:
+        """End the run in hand: ask it to leave, then make it. A lost lease is not a thing to ask about."""
+        if self.assignment is None:
+            return
+        first = self._ending is None
+        if first or ending is Ending.LEASE_LOST:
+            self._ending = ending
+        if self._child is None or not self._delivered:
+            return  # `_begin` will see it
+        if ending is Ending.LEASE_LOST:
+            self._child.kill()
+        elif first and self._tasks is not None:
+            self._tasks.start_soon(self._escalate, self._child, self._ended)
+
+    def kill_run(self, ending: Ending) -> None:
+        """End the run in hand without asking."""
+        if self.assignment is not None:
+            self._ending = self._ending or ending
+            if self._child is not None and self._delivered:
+                self._child.kill()
+
+    async def _escalate(self, child: ChildProcess, ended: anyio.Event) -> None:
+        child.send(wire.Cancel(self._order))
+        with anyio.move_on_after(self._limits.cancel_grace_seconds):
+            await ended.wait()
+            return
+        child.signal_self(STACK_SIGNAL)  # where it was stuck, for whoever reads the error
+        with anyio.move_on_after(_STACK_DUMP_WITHIN_SECONDS):
+            await ended.wait()
+            return
+        child.signal_group(signal.SIGTERM)
+        with anyio.move_on_after(self._limits.terminate_grace_seconds):
+            await ended.wait()
+            return
+        child.kill()

@@ -1,0 +1,137 @@
+"""Keeps our leases alive, and ends the runs whose lease is gone.
+
+In a thread and on a connection of its own: neither a busy event loop nor another statement may delay it.
+
+    extend at lease/2 --answered--> trust until asked + lease - margin
+          |                         what was not kept is lost: its child is killed
+          +--no answer--> again every lease/10, until the time of trust is up: then its child is killed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Collection
+from datetime import timedelta
+from typing import TypeVar
+from uuid import UUID
+
+import anyio
+
+from durablestack.errors import StoreError
+from durablestack.runs import Lease
+from durablestack.stores.contract import Store
+
+from .leases import LeaseTable, boottime
+from .verdict import Ending
+
+log = logging.getLogger(__name__)
+
+INTERVAL_SECONDS_MIN = 0.25
+_CANCEL_CHECK_SECONDS = 1.0
+_JOIN_WITHIN_SECONDS = 5.0
+
+Argument = TypeVar("Argument")
+
+
+def attempt_timeout_seconds(lease_duration: timedelta) -> float:
+    """How long one try may take: three of them fit between lease/2 and the end of trust."""
+    return max(lease_duration.total_seconds() / 10, 0.1)
+
+
+class Heartbeat:
+    """`end_runs` is called on the event loop, with runs that are to be stopped and why."""
+
+    def __init__(
+        self,
+        store: Store,
+        leases: LeaseTable,
+        end_runs: Callable[[Collection[UUID], Ending], None],
+        *,
+        lease_duration: timedelta,
+    ) -> None:
+        self._store = store
+        self._leases = leases
+        self._end_runs = end_runs
+        self._lease_duration = lease_duration
+        self._interval_seconds = max(INTERVAL_SECONDS_MIN, lease_duration.total_seconds() / 2)
+        self._try_again_seconds = attempt_timeout_seconds(lease_duration)
+        self._next_beat_at = 0.0
+        self._next_cancel_check_at = 0.0
+        self._stopping = threading.Event()
+        self._cancels_told: set[UUID] = set()
+
+    async def run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        ended = anyio.Event()
+        failure: list[BaseException] = []
+        thread = threading.Thread(target=self._live, args=(ended, failure), name="durablestack-heartbeat", daemon=True)
+        thread.start()
+        try:
+            await ended.wait()
+            raise failure[0]
+        finally:
+            self._stopping.set()
+            thread.join(_JOIN_WITHIN_SECONDS)
+
+    def _live(self, ended: anyio.Event, failure: list[BaseException]) -> None:
+        try:
+            self._next_beat_at = boottime() + self._interval_seconds
+            while not self._stopping.wait(self._seconds_to_next()):
+                self._step()
+        except BaseException as error:  # a heartbeat that stopped unnoticed would be the worst of all
+            failure.append(error)
+            self._on_loop(lambda _: ended.set(), None)
+
+    def _seconds_to_next(self) -> float:
+        now = boottime()
+        waits = [self._next_beat_at - now, self._next_cancel_check_at - now]
+        deadline = self._leases.seconds_to_deadline()
+        return max(0.0, min(waits if deadline is None else [*waits, deadline]))
+
+    def _step(self) -> None:
+        self._lose(self._leases.lose_distrusted(), "not renewed in time")
+        if boottime() >= self._next_beat_at:
+            self._next_beat_at = boottime() + (self._interval_seconds if self._beat() else self._try_again_seconds)
+        elif boottime() >= self._next_cancel_check_at:
+            self._check_cancel_requests()
+            self._next_cancel_check_at = boottime() + _CANCEL_CHECK_SECONDS
+
+    def _beat(self) -> bool:
+        """Extend all leases; return whether the database answered. No answer is neither success nor loss."""
+        held = self._leases.held()
+        if not held:
+            return True
+        asked_at = boottime()
+        try:
+            extended = self._store.extend_leases(held, self._lease_duration)
+        except StoreError as error:
+            log.warning("could not extend %d leases, trying again: %s", len(held), error)
+            return False
+        self._lose(self._leases.extend(extended.held, held, asked_at, self._lease_duration), "no longer ours")
+        self._tell_cancelled(extended.cancel_requested)
+        return True
+
+    def _check_cancel_requests(self) -> None:
+        try:
+            self._tell_cancelled(self._store.find_cancel_requests(self._leases.held()))
+        except StoreError as error:
+            log.debug("could not look for cancel requests: %s", error)
+
+    def _tell_cancelled(self, run_ids: Collection[UUID]) -> None:
+        new = set(run_ids) - self._cancels_told
+        self._cancels_told = set(run_ids)
+        if new:
+            self._on_loop(lambda ids: self._end_runs(ids, Ending.CANCELLED), new)
+
+    def _lose(self, leases: list[Lease], why: str) -> None:
+        """Their children have been killed already; tell those who keep the books."""
+        for lease in leases:
+            log.error("lease lost, %s: run_id=%s attempt=%d", why, lease.run_id, lease.attempt)
+        if leases:
+            self._on_loop(lambda ids: self._end_runs(ids, Ending.LEASE_LOST), {lease.run_id for lease in leases})
+
+    def _on_loop(self, call: Callable[[Argument], None], argument: Argument) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(call, argument)

@@ -1,0 +1,258 @@
+"""One child process, seen from the supervisor: started, spoken to, listened to, ended, and its death learnt.
+
+Death is learnt from the process itself (a pidfd, or multiprocessing's sentinel), never from the pipe, whose other
+end something that the child left behind may hold open. Whatever the child managed to say before is read first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
+
+import anyio
+from anyio import CapacityLimiter, to_thread
+from msgspec import Struct
+
+from durablestack.options import StartMethod
+from durablestack.runs import Output
+
+from . import child, wire
+from .capture import Capture
+
+Context = SpawnContext | ForkServerContext
+
+_RECEIVE_BYTES = 65536
+_EXIT_CODE_WITHIN_SECONDS = 2.0
+_PIPE_CLOSED_GRACE_SECONDS = 1.0
+
+
+class Starter:
+    """How children are started. Never by fork from here: the supervisor has threads and an event loop."""
+
+    def __init__(self, start_method: StartMethod, targets: tuple[str, ...]) -> None:
+        self.context: Context = multiprocessing.get_context(start_method.value)
+        self.targets = targets
+        self._lane = CapacityLimiter(1)
+        if isinstance(self.context, ForkServerContext):
+            # the application is loaded once, in the fork server; a crashed child is back in milliseconds
+            modules = [target.partition(":")[0] for target in targets]
+            self.context.set_forkserver_preload(
+                ["durablestack.supervisor.child", *modules, "durablestack.supervisor.preload"]
+            )
+
+    async def call(self, call: Callable[[], object]) -> None:
+        """Call multiprocessing: one call at a time, since whenever it starts a process it reads exit codes of others.
+
+        With the fork server in a thread, for its answer waits until the application is loaded. With spawn right
+        here, for the kernel ties a child's parent-death signal to the life of the thread that started it.
+        """
+        if isinstance(self.context, ForkServerContext):
+            await to_thread.run_sync(_one_at_a_time, call, limiter=self._lane, abandon_on_cancel=True)
+        else:
+            _one_at_a_time(call)
+
+
+_multiprocessing_lock = threading.Lock()
+
+
+def _one_at_a_time(call: Callable[[], object]) -> None:
+    with _multiprocessing_lock:
+        call()
+
+
+class Death(Struct, frozen=True):
+    """How a process ended. `exit_code` as multiprocessing has it: negative for a signal; None if it is not known.
+
+    `reason` is what made us end it, if the pipe was at fault.
+    """
+
+    exit_code: int | None
+    reason: str | None = None
+
+    @property
+    def signal_name(self) -> str | None:
+        if self.exit_code is None or self.exit_code >= 0:
+            return None
+        try:
+            return signal.Signals(-self.exit_code).name
+        except ValueError:
+            return f"SIG{-self.exit_code}"
+
+
+class ChildProcess:
+    """Started by `start`, and gone after `end`. `kill` and `signal` may be called from any thread, at any time."""
+
+    def __init__(self, starter: Starter, *, output_bytes_max: int, name: str) -> None:
+        self.on_reply: Callable[[wire.Reply], None] = lambda reply: None
+        self.pid = 0
+        self._starter = starter
+        self._output_bytes_max = output_bytes_max
+        self._name = name
+        self._loop = asyncio.get_running_loop()
+        self._frames = wire.FrameReader(wire.REPLY_BYTES_MAX)
+        self._unsent = bytearray()
+        self._fault: str | None = None
+        self._signal_lock = threading.Lock()
+        self._alive = False  # written under the lock by start and end, read under it by whoever signals
+        self._process: SpawnProcess | ForkServerProcess | None = None
+        self._pidfd: int | None = None
+
+    # --- begin
+
+    async def start(self) -> None:
+        ours, theirs = socket.socketpair()
+        context = self._starter.context
+        stdout, child_stdout = context.Pipe(duplex=False)
+        stderr, child_stderr = context.Pipe(duplex=False)
+        process = context.Process(
+            target=child.main, args=(theirs, child_stdout, child_stderr, self._starter.targets), name=self._name
+        )
+        try:
+            await self._starter.call(process.start)
+        except BaseException:
+            for end in (ours, stdout, stderr):
+                end.close()
+            raise
+        finally:
+            # closed, or we would hold the child's ends open, and never see them close
+            for theirs_end in (theirs, child_stdout, child_stderr):
+                theirs_end.close()
+        self._begin(process, ours, stdout, stderr)
+
+    def _begin(
+        self,
+        process: SpawnProcess | ForkServerProcess,
+        control: socket.socket,
+        stdout: Connection,
+        stderr: Connection,
+    ) -> None:
+        assert process.pid is not None
+        self._process, self.pid, self._control = process, process.pid, control
+        with self._signal_lock:
+            self._alive = True
+        with contextlib.suppress(OSError, AttributeError):  # dead and buried already, or not Linux
+            self._pidfd = os.pidfd_open(self.pid)
+        self._stdout = Capture(stdout, self._output_bytes_max)
+        self._stderr = Capture(stderr, self._output_bytes_max)
+        control.setblocking(False)
+        self._loop.add_reader(control, self._on_readable)
+
+    # --- speak and listen
+
+    def send(self, order: wire.Order) -> None:
+        """Send, without ever waiting for the child. To a child that is gone it is sent in vain."""
+        self._unsent += wire.frame(order)
+        self._send_more()
+
+    def _send_more(self) -> None:
+        try:
+            while self._unsent:
+                del self._unsent[: self._control.send(self._unsent)]
+        except BlockingIOError:
+            self._loop.add_writer(self._control, self._send_more)
+            return
+        except OSError:  # the death of the child is learnt elsewhere
+            self._unsent.clear()
+        self._loop.remove_writer(self._control)
+
+    def _on_readable(self) -> None:
+        try:
+            received = self._control.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            received = b""
+        if not received:
+            self._loop.remove_reader(self._control)
+            self._loop.call_later(_PIPE_CLOSED_GRACE_SECONDS, self._at_fault, "it closed its control pipe")
+            return
+        try:
+            for body in self._frames.feed(received):
+                self.on_reply(wire.decode_reply(body))
+        except wire.ProtocolError as error:
+            self._loop.remove_reader(self._control)
+            self._at_fault(f"it sent {error}")
+
+    def _at_fault(self, reason: str) -> None:
+        if self._alive:
+            self._fault = self._fault or reason
+            self.kill()
+
+    def take_output(self) -> Output:
+        """What was written to standard output and standard error since this was last asked."""
+        return Output(self._stdout.take(), self._stderr.take())
+
+    # --- end
+
+    def kill(self) -> None:
+        """End the child now, and with it whatever it is doing and has started."""
+        self.signal_group(signal.SIGKILL)
+
+    def signal_group(self, number: int) -> None:
+        with self._signal_lock:
+            if not self._alive:  # its number may be somebody else's by now
+                return
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it may not lead its group yet
+                os.kill(self.pid, number)
+
+    def signal_self(self, number: int) -> None:
+        with self._signal_lock, contextlib.suppress(ProcessLookupError):
+            if self._alive:
+                os.kill(self.pid, number)
+
+    async def dead(self) -> Death:
+        """Wait for the death of the child; read what it still had to say; end what it left running."""
+        assert self._process is not None
+        await anyio.wait_readable(self._process.sentinel if self._pidfd is None else self._pidfd)
+        with anyio.CancelScope(shield=True):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)  # the group alone: the number of the child itself is free again
+            self._drain_control()
+            exit_code = await self._exit_code()
+        with self._signal_lock:
+            self._alive = False
+        return Death(exit_code, self._fault)
+
+    def _drain_control(self) -> None:
+        """A reply that was sent whole counts, however the child ended after it."""
+        with contextlib.suppress(OSError, wire.ProtocolError):
+            while received := self._control.recv(_RECEIVE_BYTES):
+                for body in self._frames.feed(received):
+                    self.on_reply(wire.decode_reply(body))
+
+    async def _exit_code(self) -> int | None:
+        process = self._process
+        assert process is not None
+        with anyio.move_on_after(_EXIT_CODE_WITHIN_SECONDS):
+            await self._starter.call(lambda: process.join(_EXIT_CODE_WITHIN_SECONDS))
+            return process.exitcode
+        return None
+
+    async def end(self) -> None:
+        """Kill the child if it lives, wait until it is gone, and let go of all that belonged to it."""
+        if self._process is None:
+            return
+        with anyio.CancelScope(shield=True):
+            if self._alive:
+                self.kill()
+                await self.dead()
+        self._loop.remove_reader(self._control)
+        self._loop.remove_writer(self._control)
+        self._control.close()
+        self._stdout.close()
+        self._stderr.close()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
+        with contextlib.suppress(ValueError):  # it would not die: an uninterruptible wait in the kernel
+            self._process.close()

@@ -1,0 +1,228 @@
+"""The supervision tree: who runs, and in which order they stop.
+
+Shutdown order is indentation. What is nested deeper stops earlier:
+
+    records     heartbeat, completer      stop last, when nothing is left to keep or to write
+      work      the executors             stop once they are drained, or made to
+        intake  claimer                   stops first
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+
+import anyio
+from anyio.abc import TaskStatus
+
+from durablestack.errors import DurableStackError, JobDefinitionError
+from durablestack.options import DurableStackOptions
+from durablestack.runs import Run
+from durablestack.scheduling.retry import RetryPolicy
+from durablestack.stack import DurableStack
+
+from .claimer import Claimer
+from .completer import Completer
+from .door import ask_store
+from .executor import Limits
+from .heartbeat import Heartbeat, attempt_timeout_seconds
+from .leases import LeaseTable
+from .pool import Pool
+from .process import Starter
+from .restarts import Restarts
+from .verdict import Ending
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS_MAX = 2
+"""For the claimer and the completer. The heartbeat has one more, of its own; children have none."""
+
+_KILLED_WITHIN_SECONDS = 2.0
+_LAST_WRITES_WITHIN_SECONDS = 5.0
+
+
+class OutcomesUnrecorded(DurableStackError):
+    """The supervisor had to stop before the database took all outcomes; those runs will be executed again."""
+
+
+class Supervisor:
+    """Owns polling, claiming and heartbeats, and hands each run to a child process.
+
+    Args:
+        stack: the application. The supervisor opens connections of its own to its database.
+    """
+
+    def __init__(self, stack: DurableStack) -> None:
+        options = stack.options
+        self.stack = stack
+        self.started_at = time.time()
+        self._lease_duration = timedelta(seconds=options.lease_duration_seconds)
+        self._store = stack.open_store(connections_max=CONNECTIONS_MAX)
+        self._heartbeat_store = stack.open_store(
+            connections_max=1, timeout_seconds=attempt_timeout_seconds(self._lease_duration)
+        )
+        self._stop_asked = anyio.Event()
+        self._stop_now_asked = anyio.Event()
+        self.stopped = anyio.Event()
+        self.leases = LeaseTable()
+        self.completer = Completer(self._store, self.leases, room_for=10 * options.max_concurrent_runs)
+        self.pool = Pool(
+            options.max_concurrent_runs,
+            Starter(options.start_method, stack.child_targets),
+            _limits(options),
+            stack.jobs,
+            self.leases,
+            Restarts(options.restart_limit, options.restart_period_seconds),
+            timeout_seconds=options.timeout_seconds,
+            crashed_run_policy=options.crashed_run_policy,
+            retry_after=self._retry_after,
+            record=self.completer.record,
+        )
+        self.claimer = Claimer(
+            self._store,
+            self.pool,
+            self.leases,
+            self.completer,
+            worker_name=options.worker_name,
+            job_names=stack.jobs.names,
+            batch_size=options.batch_size,
+            lease_duration=self._lease_duration,
+            poll_interval_seconds=options.poll_interval_seconds,
+            poll_jitter_ratio=options.poll_jitter_ratio if options.poll_jitter_enabled else 0.0,
+        )
+        self.pool.on_room = self.claimer.wake
+        self.heartbeat = Heartbeat(
+            self._heartbeat_store, self.leases, self.pool.end_runs, lease_duration=self._lease_duration
+        )
+
+    # --- asked from outside, on the event loop
+
+    def stop(self) -> None:
+        """Stop gracefully: claim no more, let runs finish for a while, then end and release them."""
+        self._stop_asked.set()
+
+    def stop_now(self) -> None:
+        """Stop without waiting for runs: end them at once, and release them."""
+        self._stop_asked.set()
+        self._stop_now_asked.set()
+
+    # --- the tree
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Run until stopped.
+
+        Raises:
+            JobDefinitionError: there is no job to run.
+            StoreError: the database cannot be reached at the start, or its tables are not the right ones.
+            OutcomesUnrecorded: at the end some outcomes could not be written.
+        """
+        try:
+            await self._check_start()
+            task_status.started()
+            await self._run_tree()
+        finally:
+            self._close()
+            self.stopped.set()
+        if self.completer.unrecorded:
+            raise OutcomesUnrecorded(
+                f"{self.completer.unrecorded} outcomes could not be written; their leases expire, and the runs are "
+                "executed again"
+            )
+
+    async def _check_start(self) -> None:
+        if not len(self.stack.jobs):
+            where = ", ".join(self.stack.targets) or "no module was named"
+            raise JobDefinitionError(f"there is no job to run: none is declared in {where}; decorate one: @durable_job")
+        if self.stack.options.auto_migrate:
+            await ask_store(self._store.migrate)
+        await ask_store(self._store.verify_schema)
+
+    async def _run_tree(self) -> None:
+        async with anyio.create_task_group() as records:
+            records.start_soon(self.heartbeat.run, name="heartbeat")
+            async with anyio.create_task_group() as writing:
+                writing.start_soon(self.completer.run, name="completer")
+                async with anyio.create_task_group() as work:
+                    work.start_soon(self.pool.run, name="pool")
+                    async with anyio.create_task_group() as intake:
+                        intake.start_soon(self.claimer.run, name="claimer")
+                        with self._woken_by_enqueue():
+                            await self._stop_asked.wait()
+                        intake.cancel_scope.cancel()
+                    await self._drain()
+                    work.cancel_scope.cancel()
+                self.completer.no_more_comes()  # it then ends by itself, or is ended
+                writing.cancel_scope.deadline = anyio.current_time() + _LAST_WRITES_WITHIN_SECONDS
+            records.cancel_scope.cancel()
+
+    @contextmanager
+    def _woken_by_enqueue(self) -> Iterator[None]:
+        """Whoever enqueues in this process, in whatever thread, need not wait for the next poll."""
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            with suppress(RuntimeError):  # the loop has closed meanwhile
+                loop.call_soon_threadsafe(self.claimer.wake)
+
+        self.stack.add_waker(wake)
+        try:
+            yield
+        finally:
+            self.stack.remove_waker(wake)
+
+    async def _drain(self) -> None:
+        """Let runs finish; ask those that do not to leave, and make them; what did not finish is released."""
+        options = self.stack.options
+        log.info("stopping: %d runs in flight", len(self.pool.busy))
+        await self._quiet_within(options.shutdown_drain_timeout_seconds)
+        self.pool.end_all(Ending.STOPPING)
+        await self._quiet_within(options.cancel_grace_seconds + options.terminate_grace_seconds)
+        self.pool.kill_all(Ending.STOPPING)
+        with anyio.move_on_after(_KILLED_WITHIN_SECONDS):
+            await self.pool.quiet()
+
+    async def _quiet_within(self, seconds: float) -> None:
+        with anyio.move_on_after(seconds) as patience:
+            async with anyio.create_task_group() as waiting:
+
+                async def hurried() -> None:
+                    await self._stop_now_asked.wait()
+                    patience.cancel()
+
+                waiting.start_soon(hurried)
+                await self.pool.quiet()
+                waiting.cancel_scope.cancel()
+
+    def _close(self) -> None:
+        for store in (self._store, self._heartbeat_store):
+            if store.durable:
+                store.close()
+
+    def _retry_after(self, run: Run, asked_seconds: float | None) -> timedelta | None:
+        """The delay before the next attempt; None if this was the last."""
+        if run.attempt >= run.max_attempts:
+            return None
+        options = self.stack.options
+        if asked_seconds is not None:
+            return min(timedelta(seconds=max(asked_seconds, 0.0)), options.retry_max_delay)
+        registration = self.stack.jobs.find(run.job_name)
+        policy = RetryPolicy(
+            behavior=registration.retry_behavior,
+            base_delay=registration.retry_initial_delay or options.retry_delay,
+            max_delay=options.retry_max_delay,
+            jitter_ratio=options.retry_jitter_ratio if options.retry_jitter_enabled else 0.0,
+        )
+        return policy.delay_after(run.attempt)
+
+
+def _limits(options: DurableStackOptions) -> Limits:
+    return Limits(
+        startup_timeout_seconds=options.startup_timeout_seconds,
+        cancel_grace_seconds=options.cancel_grace_seconds,
+        terminate_grace_seconds=options.terminate_grace_seconds,
+        output_bytes_max=options.captured_output_bytes_max,
+    )

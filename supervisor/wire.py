@@ -1,0 +1,138 @@
+"""What the supervisor and its children say to each other.
+
+    supervisor                                         child
+        |                    BootFailed(error...)        |   the application cannot be loaded
+        | <--------------------- Ready(pid, jobs) -----  |
+        | -- Execute(number, run_id, job_name, ...) -->  |
+        | -- Cancel(number) ------------------------->   |   please leave; force follows
+        | <------------------- Succeeded(number, ...) -  |
+        | <---------------------- Failed(number, ...) -  |
+        | -- Stop() --------------------------------->   |
+
+A message is a frame: length and CRC-32 of the body, then the body, a tagged msgspec struct. Orders are numbered
+per child, so that a reply can be told from one to an earlier order. Frames are capped at both ends: a length that
+is out of bounds, a wrong checksum or a body of no known shape is a ProtocolError, and the child is not to be trusted.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from datetime import datetime
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct
+
+REPLY_BYTES_MAX = 256 * 1024
+ORDER_BYTES_MAX = 256 * 1024 * 1024
+"""Orders hold a payload, whose size is limited where it is enqueued; this is only a bound on nonsense."""
+
+_HEADER = struct.Struct("<II")
+
+
+class ProtocolError(Exception):
+    """What arrived is not a frame of ours."""
+
+
+class Execute(Struct, frozen=True, tag="execute"):
+    number: int
+    run_id: UUID
+    job_name: str
+    attempt: int
+    max_attempts: int
+    scheduled_for: datetime
+    payload: str | None
+
+
+class Cancel(Struct, frozen=True, tag="cancel"):
+    number: int
+
+
+class Stop(Struct, frozen=True, tag="stop"):
+    pass
+
+
+class BootFailed(Struct, frozen=True, tag="boot_failed"):
+    error_type: str
+    error_message: str
+    error_detail: str
+
+
+class Ready(Struct, frozen=True, tag="ready"):
+    pid: int
+    job_names: list[str]
+
+
+class Succeeded(Struct, frozen=True, tag="succeeded"):
+    """`noticed_cancel`: the job knew that it should end. `retires`: the child takes no further order, and leaves."""
+
+    number: int
+    noticed_cancel: bool = False
+    retires: bool = False
+
+
+class Failed(Struct, frozen=True, tag="failed"):
+    number: int
+    error_type: str
+    error_message: str
+    error_detail: str
+    retryable: bool = True
+    retry_after_seconds: float | None = None
+    retires: bool = False
+
+
+Order = Execute | Cancel | Stop
+Reply = BootFailed | Ready | Succeeded | Failed
+
+_encode = msgspec.msgpack.Encoder().encode
+_order_decoder = msgspec.msgpack.Decoder(Order)
+_reply_decoder = msgspec.msgpack.Decoder(Reply)
+
+
+def frame(message: Order | Reply) -> bytes:
+    body = _encode(message)
+    return _HEADER.pack(len(body), zlib.crc32(body)) + body
+
+
+class FrameReader:
+    """Puts frames together from whatever pieces arrive."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._buffer = bytearray()
+
+    def feed(self, received: bytes) -> Iterator[bytes]:
+        """The bodies of the frames that are complete now.
+
+        Raises:
+            ProtocolError: a frame is too long, or damaged.
+        """
+        self._buffer += received
+        start = 0
+        while len(self._buffer) - start >= _HEADER.size:
+            length, checksum = _HEADER.unpack_from(self._buffer, start)
+            if length > self._bytes_max:
+                raise ProtocolError(f"a frame of {length} bytes; at most {self._bytes_max} are allowed")
+            end = start + _HEADER.size + length
+            if len(self._buffer) < end:
+                break
+            body = bytes(self._buffer[start + _HEADER.size : end])
+            if zlib.crc32(body) != checksum:
+                raise ProtocolError("a frame with a wrong checksum")
+            start = end
+            yield body
+        del self._buffer[:start]
+
+
+def decode_order(body: bytes) -> Order:
+    return _order_decoder.decode(body)
+
+
+def decode_reply(body: bytes) -> Reply:
+    """Raises ProtocolError if the body is no reply."""
+    try:
+        return _reply_decoder.decode(body)
+    except Exception as error:  # not only DecodeError: deep nesting raises RecursionError
+        raise ProtocolError(f"a frame that is no reply: {type(error).__name__}") from None
