@@ -1,18 +1,18 @@
 """What can go wrong, as far as a caller can do something about it.
 
-    DurableStackError
-      OptionsError            an option, by name, with its value and what is allowed
-      JobDefinitionError      a job that cannot be one, or two jobs of one name
-      TargetError             a module that cannot be found or imported
-      UnknownJob              a name that nobody registered
-      PayloadError            arguments that do not fit the job, or do not fit at all
-      StoreError              the database and what we asked of it
-        StoreUnavailable      no answer, or not now: try again later
-        SchemaError           tables missing, older, newer or other than this version needs
-      EnqueueUncertain        the commit's answer was lost; repeat with the same run id
+DurableStackError
+  OptionsError            an option, by name, with its value and what is allowed
+  JobDefinitionError      a job that cannot be one, or two jobs of one name
+  TargetError             a module that cannot be found or imported
+  UnknownJob              a name that nobody registered
+  PayloadError            arguments that do not fit the job, or do not fit at all
+  StoreError              the database and what we asked of it
+    StoreUnavailable      no answer, or not now: try again later
+    SchemaError           tables missing, older, newer or other than this version needs
+  EnqueueUncertain        the commit's answer was lost; repeat with the same run id
 
-    Retry, NoRetry            raised by a job, to say what is to become of its run
-    RunCancelled              raised inside a job that asked whether it was cancelled
+Retry, NoRetry            raised by a job, to say what is to become of its run
+RunCancelled              raised inside a job that asked whether it was cancelled
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The nouns that everyone shares: a run, the lease on it, and how an attempt at it ended.
 
-    pending --claim--> leased --mark_succeeded--> succeeded
-       ^  |              | | \\--mark_failed------> failed
-       |  |              | \\---mark_cancelled----> cancelled
-       |  +--cancel------|------------------------> cancelled
-       +-----------------+  retry, release, lease expiry
+pending --claim--> leased --mark_succeeded--> succeeded
+   ^  |              | | \\--mark_failed------> failed
+   |  |              | \\---mark_cancelled----> cancelled
+   |  +--cancel------|------------------------> cancelled
+   +-----------------+  retry, release, lease expiry
 """
 
 from __future__ import annotations
@@ -128,10 +128,15 @@ class Failed(Struct, frozen=True):
 
 
 class Cancelled(Struct, frozen=True):
-    """An attempt that was stopped because somebody cancelled the run."""
+    """An attempt that was stopped because somebody cancelled the run, if need be by a signal."""
 
     lease: Lease
     output: Output = Output()
+    signal: str | None = None
+
+    @property
+    def failure(self) -> Failure:
+        return Failure(error_type="RunCancelled", error_message=CANCELLED_MESSAGE, signal=self.signal)
 
 
 class Released(Struct, frozen=True):

@@ -129,7 +129,7 @@ class DurableStack:
         found = _stacks_in(targets, import_targets(modules))
         if len(found) > 1:
             raise TargetError(
-                f"{', '.join(targets)} holds {len(found)} DurableStacks; name the one that is meant, as module:attribute"
+                f"{', '.join(targets)} holds {len(found)} DurableStacks; name the one you mean, as module:attribute"
             )
         if not found:
             return cls(*modules, **changes)

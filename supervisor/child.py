@@ -67,11 +67,13 @@ def _die_with_parent() -> None:
 
 
 def _capture_output(stdout: Connection, stderr: Connection) -> None:
-    for stream, capture, fd in ((sys.stdout, stdout, 1), (sys.stderr, stderr, 2)):
+    for name, capture, fd in (("stdout", stdout, 1), ("stderr", stderr, 2)):
         os.dup2(capture.fileno(), fd)
         capture.close()
-        if stream is not None:  # what is written is seen even if the process dies a moment later
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+        # by lines, so that what was written is seen even if the process dies a moment later
+        stream = open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
     faulthandler.enable(file=2)
     faulthandler.register(STACK_SIGNAL, file=2, all_threads=True)
 

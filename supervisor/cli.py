@@ -16,6 +16,7 @@ from durablestack.options import redact
 from durablestack.stack import DurableStack
 
 from .control import run_with_signals
+from .embedded import the_one_in
 from .status import log_through, show_status
 from .tree import OutcomesUnrecorded, Supervisor
 
@@ -106,8 +107,7 @@ def _greet(supervisor: Supervisor) -> None:
 
 def _exit_code(error: BaseException) -> int:
     """One clear sentence for what a user can mend; the whole story for what is our fault."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
+    error = the_one_in(error)
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else EXIT_BUG
     if isinstance(error, OutcomesUnrecorded):

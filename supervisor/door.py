@@ -17,5 +17,7 @@ async def ask_store(call: Callable[[*Arguments], Result], *arguments: *Arguments
 
     It is bounded by the store's own time for one operation.
     """
-    with anyio.CancelScope(shield=True):
-        return await to_thread.run_sync(call, *arguments)
+    scope = anyio.CancelScope(shield=True)
+    with scope:
+        result = await to_thread.run_sync(call, *arguments)
+    return result

@@ -1,7 +1,7 @@
 """The supervisor inside an application's own event loop. Its children are processes all the same.
 
-    async with supervise(stack):
-        ...                         runs are executed for as long as the block lasts
+async with supervise(stack):
+    ...                         runs are executed for as long as the block lasts
 """
 
 from __future__ import annotations
@@ -27,11 +27,21 @@ async def supervise(stack: DurableStack) -> AsyncIterator[Supervisor]:
         JobDefinitionError, StoreError: as `Supervisor.run`, before the block is entered.
     """
     supervisor = Supervisor(stack)
-    async with anyio.create_task_group() as tasks:
-        await tasks.start(supervisor.run)
-        try:
-            yield supervisor
-        finally:
-            supervisor.stop()
-            with anyio.CancelScope(shield=True):
-                await supervisor.stopped.wait()
+    try:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(supervisor.run)
+            try:
+                yield supervisor
+            finally:
+                supervisor.stop()
+                with anyio.CancelScope(shield=True):
+                    await supervisor.stopped.wait()
+    except BaseExceptionGroup as group:
+        raise the_one_in(group) from None
+
+
+def the_one_in(error: BaseException) -> BaseException:
+    """What went wrong, out of the groups that task groups wrap it in, if it is one thing."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

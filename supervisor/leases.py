@@ -91,7 +91,9 @@ class LeaseTable:
         with self._lock:
             return [held.lease for held in self._held.values()]
 
-    def extend(self, kept: Collection[UUID], asked: Iterable[Lease], asked_at: float, duration: timedelta) -> list[Lease]:
+    def extend(
+        self, kept: Collection[UUID], asked: Iterable[Lease], asked_at: float, duration: timedelta
+    ) -> list[Lease]:
         """Trust what was kept, from `asked_at` on; lose the others that were asked for, and return them."""
         lost = []
         with self._lock:

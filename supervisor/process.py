@@ -38,7 +38,11 @@ class Starter:
     """How children are started. Never by fork from here: the supervisor has threads and an event loop."""
 
     def __init__(self, start_method: StartMethod, targets: tuple[str, ...]) -> None:
-        self.context: Context = multiprocessing.get_context(start_method.value)
+        self.context: Context
+        if start_method is StartMethod.SPAWN:
+            self.context = multiprocessing.get_context("spawn")
+        else:
+            self.context = multiprocessing.get_context("forkserver")
         self.targets = targets
         self._lane = CapacityLimiter(1)
         if isinstance(self.context, ForkServerContext):

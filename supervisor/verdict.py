@@ -43,19 +43,15 @@ def of_reply(
     """The outcome of an attempt whose child replied; None if it is no longer ours to tell."""
     if ending is Ending.LEASE_LOST:
         return None
-    match reply:
-        case wire.Succeeded() if ending is None or not reply.noticed_cancel:
-            return Succeeded(run.lease, output)
-        case wire.Succeeded():
-            return _ended(run, ending, _timed_out(timeout_seconds, "it returned when asked to"), output, retry_after)
-        case wire.Failed() if ending is not None:
-            return _ended(run, ending, _timed_out(timeout_seconds, reply.error_detail), output, retry_after)
-        case wire.Failed():
-            failure = Failure(
-                error_type=reply.error_type, error_message=reply.error_message, error_detail=reply.error_detail
-            )
-            delay = retry_after(run, reply.retry_after_seconds) if reply.retryable else None
-            return Failed(run.lease, failure, delay, output)
+    if isinstance(reply, wire.Succeeded) and not (ending and reply.noticed_cancel):
+        return Succeeded(run.lease, output)
+    if ending is not None:
+        detail = reply.error_detail if isinstance(reply, wire.Failed) else "it returned when it was asked to leave"
+        return _ended(run, ending, _timed_out(timeout_seconds, detail), output, retry_after)
+    assert isinstance(reply, wire.Failed)
+    failure = Failure(error_type=reply.error_type, error_message=reply.error_message, error_detail=reply.error_detail)
+    delay = retry_after(run, reply.retry_after_seconds) if reply.retryable else None
+    return Failed(run.lease, failure, delay, output)
 
 
 def of_death(
@@ -72,16 +68,24 @@ def of_death(
     if ending is Ending.LEASE_LOST:
         return None
     if ending is not None:
-        return _ended(run, ending, _timed_out(timeout_seconds, _stderr(output), death), output, retry_after)
+        timed_out = _timed_out(timeout_seconds, _stderr(output), death)
+        return _ended(run, ending, timed_out, output, retry_after, death.signal_name)
     if crashed_run_policy is CrashedRunPolicy.EXPIRE:
         return None
     return Failed(run.lease, _crashed(death, output), retry_after(run, None), output)
 
 
-def _ended(run: Run, ending: Ending, timed_out: Failure, output: Output, retry_after: RetryAfter) -> Outcome:
+def _ended(
+    run: Run,
+    ending: Ending,
+    timed_out: Failure,
+    output: Output,
+    retry_after: RetryAfter,
+    signal_name: str | None = None,
+) -> Outcome:
     match ending:
         case Ending.CANCELLED:
-            return Cancelled(run.lease, output)
+            return Cancelled(run.lease, output, signal_name)
         case Ending.TIMED_OUT:
             return Failed(run.lease, timed_out, retry_after(run, None), output)
         case Ending.STOPPING | Ending.LEASE_LOST:
@@ -107,9 +111,7 @@ def _crashed(death: Death, output: Output) -> Failure:
         error_type, message = "ChildCrashed", "the child process ended; its exit code could not be learnt"
     else:
         error_type, message = "ChildExited", f"the child process left with exit code {death.exit_code} and no result"
-    return Failure(
-        error_type=error_type, error_message=message, error_detail=_stderr(output), signal=death.signal_name
-    )
+    return Failure(error_type=error_type, error_message=message, error_detail=_stderr(output), signal=death.signal_name)
 
 
 def _stderr(output: Output) -> str | None:

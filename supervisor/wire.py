@@ -87,8 +87,8 @@ Order = Execute | Cancel | Stop
 Reply = BootFailed | Ready | Succeeded | Failed
 
 _encode = msgspec.msgpack.Encoder().encode
-_order_decoder = msgspec.msgpack.Decoder(Order)
-_reply_decoder = msgspec.msgpack.Decoder(Reply)
+_order_decoder: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
+_reply_decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
 
 def frame(message: Order | Reply) -> bytes:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from servers import Absent, Available, PostgresServer, ServerAbsent, provide_postgres, start_postgres
 
 PROVIDERS: dict[str, Callable[[], Available | Absent]] = {"PostgreSQL": provide_postgres}

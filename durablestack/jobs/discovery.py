@@ -67,6 +67,7 @@ def _import(name: str) -> ModuleType:
         raise TargetError(f"module {name!r} cannot be imported: it calls sys.exit({error.code!r})") from error
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__}: {error}"
         raise TargetError(
-            f"module {name!r} cannot be imported: {type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+            f"module {name!r} cannot be imported: {what} ({place.filename}, line {place.lineno})"
         ) from error

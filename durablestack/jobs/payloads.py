@@ -50,7 +50,7 @@ class PayloadCodec:
             raise PayloadError(f"arguments of job {self._job_name!r} cannot be written as JSON: {error}") from None
         if len(payload) > bytes_max:
             raise PayloadError(
-                f"arguments of job {self._job_name!r} are {len(payload)} bytes of JSON; at most {bytes_max} are allowed "
+                f"arguments of job {self._job_name!r} are {len(payload)} bytes of JSON; allowed are {bytes_max} "
                 "(option payload_bytes_max): store large data elsewhere, and pass where it is"
             )
         if b"null" in payload and _holds_non_finite_float(msgspec.to_builtins(args)):

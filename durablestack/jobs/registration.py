@@ -48,7 +48,8 @@ class JobRegistration(Struct, frozen=True, kw_only=True):
 
     def invoke(self, args: Any, context: JobContext) -> Any:
         """Call the job. What an `async def` job returns is still to be awaited."""
-        execute = self.job().execute if inspect.isclass(self.job) else self.job
+        job: Any = self.job
+        execute = job().execute if isinstance(job, type) else job  # type: ignore[attr-defined]
         arguments = ([args] if self.takes_args else []) + ([context] if self.takes_context else [])
         return execute(*arguments)
 
@@ -293,7 +294,7 @@ def _check_seconds(name: str, option: str, value: Any, *, zero_allowed: bool) ->
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or value < 0 or (value == 0 and not zero_allowed) or value > 10 * 366 * 86_400:
         allowed = "0 or more" if zero_allowed else "more than 0"
-        raise JobDefinitionError(f"job {name!r}: {option} is {value!r}; it must be {allowed} (seconds, at most 10 years)")
+        raise JobDefinitionError(f"job {name!r}: {option} is {value!r}; it must be {allowed} seconds, at most 10 years")
 
 
 def _place(job: Any) -> str:

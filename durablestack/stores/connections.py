@@ -247,7 +247,8 @@ class PostgresConnections:
             if self._pool.closed:
                 self._prove_reachable()
                 self._pool.open()
-        return self._pool.getconn()
+        connection: psycopg.Connection[Row] = self._pool.getconn()
+        return connection
 
     def _prove_reachable(self) -> None:
         """Connect once outside the pool, which would tell of a failure only that time ran out."""
@@ -289,12 +290,26 @@ def _bounded_connection_class(timeout_seconds: float) -> type[psycopg.Connection
     return BoundedConnection
 
 
+# Key=Value; strings as they are written for .NET: what has another name here, and what has no meaning here
+_NPGSQL = {
+    "applicationname": "application_name",
+    "timeout": "connect_timeout",
+    "rootcertificate": "sslrootcert",
+    "sslcertificate": "sslcert",
+}
+_IGNORED = frozenset(
+    "pooling minimumpoolsize maximumpoolsize minpoolsize maxpoolsize commandtimeout multiplexing enlist keepalive "
+    "connectionidlelifetime connectionlifetime includeerrordetail trustservercertificate persistsecurityinfo "
+    "noresetonclose maxautoprepare".split()
+)
+
+
 def _postgres_conninfo(target: ConnectionTarget) -> str:
     from psycopg.conninfo import make_conninfo
 
     named = {
         "host": target.host,
-        "port": target.port,
+        "port": None if target.port is None else str(target.port),
         "user": target.user,
         "password": target.password.reveal() if target.password else None,
         "dbname": target.database,
@@ -308,7 +323,8 @@ def _postgres_conninfo(target: ConnectionTarget) -> str:
         "application_name": "durablestack",
     }
     given = {name: value for name, value in named.items() if value is not None}
+    parameters = {_NPGSQL.get(name, name): value for name, value in target.parameters.items() if name not in _IGNORED}
     try:
-        return make_conninfo(**{**given, **target.parameters})
+        return make_conninfo("", **{**given, **parameters})
     except Exception as error:  # the text may quote the string, which holds the password
         raise OptionsError(f"{target.describe()}: {redact(str(error))}") from None

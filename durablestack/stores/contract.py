@@ -28,7 +28,7 @@ ATTEMPTS_KEPT_MAX = 50
 
 
 class Claim(Struct, frozen=True, kw_only=True):
-    """A request for work. The token is drawn by the claimer, so that a claim whose answer is lost can be found again."""
+    """A request for work. The claimer draws the token, so that a claim whose answer is lost can be found again."""
 
     worker_name: str
     lease_token: UUID

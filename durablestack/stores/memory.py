@@ -222,9 +222,9 @@ class InMemoryStore:
                     )
                 )
             case Cancelled() | Released():
-                output = outcome.output if isinstance(outcome, Cancelled) else Output()
-                self._keep_attempt(run, outcome.lease, AttemptOutcome.CANCELLED, now)
-                self._end_cancelled(run, now, output)
+                cancelled = outcome if isinstance(outcome, Cancelled) else Cancelled(outcome.lease)
+                self._keep_attempt(run, cancelled.lease, AttemptOutcome.CANCELLED, now, cancelled.failure)
+                self._end_cancelled(run, now, cancelled.output)
 
     def _end_cancelled(self, run: Run, now: datetime, output: Output) -> None:
         self._end(run, RunStatus.CANCELLED, now, None, output, message=CANCELLED_MESSAGE)

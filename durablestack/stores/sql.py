@@ -35,8 +35,15 @@ from .statements import ATTEMPT_COLUMNS, RUN_COLUMNS, TEMPLATES
 
 _RUN_FIELDS = tuple(column.strip().removesuffix("_utc") for column in RUN_COLUMNS.split(","))
 _ATTEMPT_FIELDS = tuple(column.strip().removesuffix("_utc") for column in ATTEMPT_COLUMNS.split(","))
-# the columns *_utc are the fields *_at, but for scheduled_for and lease_until
-_INSTANTS = {"created", "started", "completed", "ended", "cancel_requested"}
+_INSTANTS = {
+    "scheduled_for",
+    "created_at",
+    "started_at",
+    "completed_at",
+    "lease_until",
+    "cancel_requested_at",
+    "ended_at",
+}
 _UUIDS = {"id", "run_id", "lease_token", "requeued_from"}
 
 
@@ -204,7 +211,7 @@ class SqlStore:
     def record(self, outcomes: Sequence[Outcome]) -> set[UUID]:
         if not outcomes:
             return set()
-        by_lease = {(outcome.lease.run_id, outcome.lease.token): outcome for outcome in outcomes}
+        by_lease: dict[tuple[UUID, UUID | None], Outcome] = {(o.lease.run_id, o.lease.token): o for o in outcomes}
         recorded: set[UUID] = set()
         current: list[tuple[Outcome, Any, bool]] = []
         with self._connections.transaction() as tx:
@@ -238,9 +245,9 @@ class SqlStore:
                 case Released() if not cancel_requested:
                     released.append(outcome.lease.run_id)
                 case Cancelled() | Released():
-                    output = outcome.output if isinstance(outcome, Cancelled) else Output()
-                    self._write_cancelled(tx, outcome.lease, output)
-                    self._keep_attempt(tx, outcome.lease, AttemptOutcome.CANCELLED, started_at)
+                    cancelled = outcome if isinstance(outcome, Cancelled) else Cancelled(outcome.lease)
+                    self._write_cancelled(tx, cancelled.lease, cancelled.output)
+                    self._keep_attempt(tx, cancelled.lease, AttemptOutcome.CANCELLED, started_at, cancelled.failure)
         if succeeded:
             self._write_succeeded(tx, succeeded)
         if released:
@@ -389,8 +396,6 @@ class SqlStore:
             if name in _UUIDS:
                 fields[name] = self.dialect.to_uuid(value)
             elif name in _INSTANTS:
-                fields[f"{name}_at"] = self.dialect.to_datetime(value)
-            elif name in ("scheduled_for", "lease_until"):
                 fields[name] = self.dialect.to_datetime(value)
             else:
                 fields[name] = value

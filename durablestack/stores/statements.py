@@ -11,14 +11,19 @@ RUN_COLUMNS = (
     "error_message, error_detail, stdout_tail, stderr_tail, requeued_from"
 )
 ATTEMPT_COLUMNS = (
-    "run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal"
+    "run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, "
+    "error_type, error_message, error_detail, signal"
 )
 
 CLOCK_SELECT = "select {now}"
 
 RUN_INSERT = """
-insert into {runs} (id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, requeued_from)
-values (:id, :job_name, 'pending', :payload, coalesce(:scheduled_for, {now}), 0, :max_attempts, {now}, :requeued_from)
+insert into {runs} (
+  id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, requeued_from
+)
+values (
+  :id, :job_name, 'pending', :payload, coalesce(:scheduled_for, {now}), 0, :max_attempts, {now}, :requeued_from
+)
 {or_ignore}
 """
 
@@ -188,8 +193,12 @@ where id {in_ids}
 """
 
 ATTEMPT_INSERT = """
-insert into {attempts} (run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal)
-values (:run_id, :attempt, :worker_name, :started_at, {now}, :outcome, :error_type, :error_message, :error_detail, :signal)
+insert into {attempts} (
+  run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal
+)
+values (
+  :run_id, :attempt, :worker_name, :started_at, {now}, :outcome, :error_type, :error_message, :error_detail, :signal
+)
 """
 
 ATTEMPTS_FORGET = """
@@ -232,10 +241,13 @@ RUNS_SELECT_RECENT = f"select {RUN_COLUMNS}\nfrom {{runs}}\norder by id desc\n{{
 
 RUNS_SELECT_BY_STATUS = f"select {RUN_COLUMNS}\nfrom {{runs}}\nwhere status = :status\norder by id desc\n{{limit}}"
 
-RUNS_SELECT_BY_JOB_NAME = f"select {RUN_COLUMNS}\nfrom {{runs}}\nwhere job_name = :job_name\norder by id desc\n{{limit}}"
+RUNS_SELECT_BY_JOB_NAME = (
+    f"select {RUN_COLUMNS}\nfrom {{runs}}\nwhere job_name = :job_name\norder by id desc\n{{limit}}"
+)
 
 RUNS_SELECT_BY_STATUS_AND_JOB_NAME = (
-    f"select {RUN_COLUMNS}\nfrom {{runs}}\nwhere status = :status\n  and job_name = :job_name\norder by id desc\n{{limit}}"
+    f"select {RUN_COLUMNS}\nfrom {{runs}}\n"
+    "where status = :status\n  and job_name = :job_name\norder by id desc\n{limit}"
 )
 
 RUNS_SELECT_DUE_FIRST = (

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
+
 from proxy import CommitWatch, Cut, TcpProxy, When
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+
 from servers import PORT_FIRST, PORT_LAST, PostgresServer, postgres_binaries
 
 DIES_WITHOUT_A_WORD = """
