@@ -20,6 +20,7 @@ import socket
 import sys
 import threading
 import traceback
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
@@ -61,7 +62,15 @@ def main(control: socket.socket, stdout: Connection, stderr: Connection, targets
 
 
 def _die_with_parent() -> None:
-    """The net below the closing pipe, which a job that holds the GIL keeps us from noticing."""
+    """The net below the closing pipe, which a job that holds the GIL keeps us from noticing.
+
+    Our parent may be the fork server. It ends when the supervisor does, provided that nobody else keeps the pipe
+    open by which it notices, and multiprocessing hands that pipe to each child.
+    """
+    alive_fd = getattr(forkserver._forkserver, "_forkserver_alive_fd", None)  # type: ignore[attr-defined]
+    if alive_fd is not None:
+        os.close(alive_fd)
+        forkserver._forkserver._forkserver_alive_fd = None  # type: ignore[attr-defined]
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -49,7 +49,7 @@ class JobRegistration(Struct, frozen=True, kw_only=True):
     def invoke(self, args: Any, context: JobContext) -> Any:
         """Call the job. What an `async def` job returns is still to be awaited."""
         job: Any = self.job
-        execute = job().execute if isinstance(job, type) else job  # type: ignore[attr-defined]
+        execute = job().execute if isinstance(job, type) else job
         arguments = ([args] if self.takes_args else []) + ([context] if self.takes_context else [])
         return execute(*arguments)
 

@@ -10,6 +10,8 @@ never used again. Errors leave as StoreUnavailable (again later), SchemaError, o
 
 from __future__ import annotations
 
+import inspect
+import math
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,8 +65,13 @@ def in_callers_transaction(connection: Any, driver: str) -> CursorTransaction:
     """The caller's own transaction: nothing is begun, committed or rolled back here.
 
     Raises:
-        StoreError: the connection is not one of the store's driver.
+        StoreError: the connection is not one of the store's driver, or is asynchronous.
     """
+    if inspect.iscoroutinefunction(getattr(connection, "commit", None)):
+        raise StoreError(
+            f"connection= is a {type(connection).__module__}.{type(connection).__qualname__}, "
+            "which is asynchronous; hand it to the asynchronous client"
+        )
     return CursorTransaction(driver_connection(connection, driver).cursor())
 
 
@@ -87,6 +94,18 @@ def driver_connection(connection: Any, driver: str) -> Any:
             f"this store takes connections of {driver}, or a SQLAlchemy connection or session over one"
         )
     return connection
+
+
+async def async_driver_connection(connection: Any, driver: str) -> Any:
+    """The same, where it has to be awaited: out of SQLAlchemy's asynchronous session or connection.
+
+    Raises:
+        StoreError: there is none of this driver in it.
+    """
+    way_in = getattr(connection, "get_raw_connection", None) or getattr(connection, "connection", None)
+    if inspect.iscoroutinefunction(way_in):
+        return await async_driver_connection(await way_in(), driver)
+    return driver_connection(connection, driver)
 
 
 # --- SQLite
@@ -133,6 +152,9 @@ class SqliteConnections:
         except sqlite3.Error as error:
             self._disconnect()
             raise self._translated(error) from error
+        except UnicodeEncodeError as error:
+            self._disconnect()
+            raise StoreError(f"SQLite file {self._path}: text that was not cleaned: {error}") from error
         except BaseException:
             if self._connection is not None and self._connection.in_transaction:
                 self._disconnect()
@@ -196,7 +218,7 @@ class PostgresConnections:
         self._place = target.describe()
         self._begin = begin
         self._timeout_seconds = timeout_seconds
-        self._conninfo = _postgres_conninfo(target)
+        self._conninfo = _postgres_conninfo(target, timeout_seconds)
         self._connection_class = _bounded_connection_class(timeout_seconds)
         self._keywords: dict[str, Any] = {"autocommit": True, "prepare_threshold": None}
         self._pool: ConnectionPool[Any] = ConnectionPool(
@@ -241,6 +263,8 @@ class PostgresConnections:
                 self._pool.putconn(connection)
         except self._psycopg.Error as error:
             raise self._translated(error) from error
+        except UnicodeEncodeError as error:
+            raise StoreError(f"{self._place}: text that was not cleaned: {error}") from error
 
     def _checked_out(self) -> psycopg.Connection[Row]:
         with self._lock:
@@ -259,7 +283,7 @@ class PostgresConnections:
         state = error.sqlstate or ""
         if state in _SCHEMA_STATES:
             return SchemaError(f"{self._place}: {text}")
-        if state[:2] in _FINAL_CLASSES or isinstance(error, self._psycopg.ProgrammingError):
+        if state[:2] in _FINAL_CLASSES or isinstance(error, (self._psycopg.ProgrammingError, self._psycopg.DataError)):
             return StoreError(f"{self._place}: {text}")
         return StoreUnavailable(f"{self._place}: {text}")
 
@@ -304,7 +328,7 @@ _IGNORED = frozenset(
 )
 
 
-def _postgres_conninfo(target: ConnectionTarget) -> str:
+def _postgres_conninfo(target: ConnectionTarget, timeout_seconds: float) -> str:
     from psycopg.conninfo import make_conninfo
 
     named = {
@@ -314,7 +338,7 @@ def _postgres_conninfo(target: ConnectionTarget) -> str:
         "password": target.password.reveal() if target.password else None,
         "dbname": target.database,
         # a path that died is noticed by the kernel, one that froze by our own time-out
-        "connect_timeout": "5",
+        "connect_timeout": str(min(5, math.ceil(timeout_seconds))),
         "keepalives_idle": "10",
         "keepalives_interval": "5",
         "keepalives_count": "3",

@@ -76,6 +76,9 @@ class Store(Protocol):
     def now(self) -> datetime:
         """The clock that decides."""
 
+    def server_facts(self) -> dict[str, str]:
+        """Version and settings of the database, by the names that it gives them; empty in memory."""
+
     def enqueue(self, runs: Sequence[NewRun], connection: Any = None) -> None:
         """Store runs, all or none. A run whose id is there already is left as it is: repeating is safe."""
 

@@ -31,6 +31,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
         or_ignore: at the end of an insert: leave a row alone whose key is there already.
         parameter: how the driver writes the parameter `{name}`.
         overrides: statements that this database says in its own way, by name.
+        facts: queries of one value each, about its version and settings, for people who look for a fault.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
     limit: str = "limit :limit"
     or_ignore: str = "on conflict (id) do nothing"
     overrides: Mapping[str, str] = {}
+    facts: Mapping[str, str] = {}
 
     def render(self, name: str, template: str, prefix: str) -> str:
         """The statement called `name` as this database and its driver take it."""
@@ -102,6 +104,10 @@ POSTGRES = Dialect(
     to_database=lambda value: list(value) if isinstance(value, tuple | set | frozenset) else value,
     to_uuid=_same,
     to_datetime=lambda value: None if value is None else value.astimezone(UTC),
+    facts={
+        name: f"show {name}"
+        for name in ("server_version", "server_version_num", "fsync", "full_page_writes", "synchronous_commit")
+    },
 )
 
 
@@ -110,7 +116,7 @@ def _to_sqlite(value: Any) -> Any:
         case UUID():
             return str(value)
         case datetime():
-            return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+            return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
         case list() | tuple() | set() | frozenset():
             return msgspec.json.encode([str(item) for item in value]).decode()
         case _:
@@ -130,4 +136,9 @@ SQLITE = Dialect(
     to_database=_to_sqlite,
     to_uuid=lambda value: None if value is None else UUID(value),
     to_datetime=lambda value: None if value is None else datetime.fromisoformat(value).replace(tzinfo=UTC),
+    facts={
+        "version": "select sqlite_version()",
+        "journal_mode": "pragma journal_mode",
+        "synchronous": "pragma synchronous",
+    },
 )

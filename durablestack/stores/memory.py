@@ -69,6 +69,9 @@ class InMemoryStore:
     def now(self) -> datetime:
         return self._clock()
 
+    def server_facts(self) -> dict[str, str]:
+        return {}
+
     def enqueue(self, runs: Sequence[NewRun], connection: Any = None) -> None:
         if connection is not None:
             raise StoreError("connection= was given, but the in-memory store has no transactions to take part in")
@@ -81,7 +84,7 @@ class InMemoryStore:
                             job_name=new.job_name,
                             status=RunStatus.PENDING,
                             payload=new.payload,
-                            scheduled_for=new.scheduled_for or now,
+                            scheduled_for=new.scheduled_for.astimezone(UTC) if new.scheduled_for else now,
                             attempt=0,
                             max_attempts=new.max_attempts,
                             created_at=now,

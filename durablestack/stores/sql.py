@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -28,7 +29,7 @@ from durablestack.runs import (
 )
 
 from . import migrate
-from .connections import Connections, Transaction, driver_connection, in_callers_transaction
+from .connections import Connections, Transaction, async_driver_connection, in_callers_transaction
 from .contract import ATTEMPTS_KEPT_MAX, Claim, Claimed, ExpiredRun, Extended
 from .dialects import Dialect
 from .statements import ATTEMPT_COLUMNS, RUN_COLUMNS, TEMPLATES
@@ -70,6 +71,10 @@ class SqlStore:
         with self._connections.read() as tx:
             return self._instant(self._fetch(tx, "CLOCK_SELECT")[0][0])
 
+    def server_facts(self) -> dict[str, str]:
+        with self._connections.read() as tx:
+            return {name: str(tx.fetch(probe, {})[0][0]) for name, probe in self.dialect.facts.items()}
+
     # --- enqueue
 
     def enqueue(self, runs: Sequence[NewRun], connection: Any = None) -> None:
@@ -80,8 +85,10 @@ class SqlStore:
             self._insert(tx, runs)
 
     async def enqueue_async(self, runs: Sequence[NewRun], connection: Any) -> None:
-        cursor = driver_connection(connection, self._connections.driver).cursor()
-        await cursor.executemany(self._sql["RUN_INSERT"], [self._new_run_parameters(run) for run in runs])
+        cursor = (await async_driver_connection(connection, self._connections.driver)).cursor()
+        inserted = cursor.executemany(self._sql["RUN_INSERT"], [self._new_run_parameters(run) for run in runs])
+        if inspect.isawaitable(inserted):  # the connection may be synchronous too
+            await inserted
 
     def _insert(self, tx: Transaction, runs: Iterable[NewRun]) -> None:
         tx.run_many(self._sql["RUN_INSERT"], [self._new_run_parameters(run) for run in runs])
@@ -179,13 +186,13 @@ class SqlStore:
     def extend_leases(self, leases: Sequence[Lease], lease_duration: timedelta) -> Extended:
         if not leases:
             return Extended(frozenset(), frozenset())
-        tokens = {lease.run_id: lease.token for lease in leases}
+        shown = {(lease.run_id, lease.token) for lease in leases}
         held: set[UUID] = set()
         cancel_requested: set[UUID] = set()
         with self._connections.transaction() as tx:
-            for id, status, lease_token, _, _, cancel_requested_at in self._lock(tx, tokens):
+            for id, status, lease_token, _, _, cancel_requested_at in self._lock(tx, {run_id for run_id, _ in shown}):
                 run_id = self._uuid(id)
-                if status == RunStatus.LEASED and self._uuid(lease_token) == tokens[run_id]:
+                if status == RunStatus.LEASED and (run_id, self._uuid(lease_token)) in shown:
                     held.add(run_id)
                     if cancel_requested_at is not None:
                         cancel_requested.add(run_id)
@@ -196,11 +203,11 @@ class SqlStore:
     def find_cancel_requests(self, leases: Sequence[Lease]) -> set[UUID]:
         if not leases:
             return set()
-        tokens = {lease.run_id: lease.token for lease in leases}
+        shown = {(lease.run_id, lease.token) for lease in leases}
         with self._connections.read() as tx:
-            rows = self._fetch(tx, "CANCEL_REQUESTS_SELECT", ids=sorted(tokens))
-        wanted = {self._uuid(id): self._uuid(token) for id, token in rows}
-        return {run_id for run_id, token in wanted.items() if tokens[run_id] == token}
+            rows = self._fetch(tx, "CANCEL_REQUESTS_SELECT", ids=sorted({run_id for run_id, _ in shown}))
+        wanted = {(self._uuid(id), self._uuid(token)) for id, token in rows}
+        return {run_id for run_id, _ in wanted & shown}
 
     def _lock(self, tx: Transaction, ids: Collection[UUID]) -> list[tuple[Any, ...]]:
         """Lock runs in the order of their ids, as everyone does, so that no two wait for each other."""

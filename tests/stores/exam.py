@@ -1,0 +1,258 @@
+"""The words in which the exam of the stores is written: places, enqueue, claim, and age that need not be waited for.
+
+place (memory | sqlite | postgres) --open_store--> store --claim--> leases --> outcomes
+                                                     │
+                                                     └─ broken_invariants: what RELIABILITY S1 forbids
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from msgspec.structs import replace
+
+from durablestack.ids import new_run_id
+from durablestack.options import DurableStackOptions
+from durablestack.runs import (
+    Attempt,
+    Failed,
+    Failure,
+    Lease,
+    NewRun,
+    Output,
+    Run,
+    RunStatus,
+)
+from durablestack.stores.contract import Claim, Claimed, Store
+from durablestack.stores.memory import InMemoryStore
+from durablestack.stores.providers import open_store
+from durablestack.stores.sql import SqlStore
+
+JOB = "send_email"
+WORKER = "worker-1"
+LEASE_DURATION = timedelta(seconds=30)
+LONG_AGO = timedelta(days=1)
+BOOM = Failure(error_type="ValueError", error_message="boom", error_detail="Traceback", signal="SIGSEGV")
+
+on_databases = pytest.mark.parametrize("place", ["sqlite", "postgres"], indirect=True)
+on_postgres = pytest.mark.parametrize("place", ["postgres"], indirect=True)
+on_sqlite = pytest.mark.parametrize("place", ["sqlite"], indirect=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the runs of one test are kept. Any number of stores can be opened on it, but for one in memory."""
+
+    provider: str
+    database_url: str | None
+    table_prefix: str
+
+    def open(self, *, timeout_seconds: float = 10.0, connections_max: int = 4) -> Store:
+        options = DurableStackOptions(database_url=self.database_url, database_table_prefix=self.table_prefix)
+        return open_store(options, connections_max=connections_max, timeout_seconds=timeout_seconds)
+
+    def through(self, port: int) -> "Place":
+        """The same place by way of a proxy."""
+        url = urlsplit(self.database_url or "")
+        user = url.netloc.rpartition("@")[0]
+        return Place(self.provider, url._replace(netloc=f"{user}@127.0.0.1:{port}").geturl(), self.table_prefix)
+
+    @property
+    def sqlite_path(self) -> str:
+        assert self.database_url is not None
+        return self.database_url.removeprefix("sqlite:///")
+
+    def drop_tables(self) -> None:
+        if self.provider != "postgres":
+            return
+        with psycopg.connect(self.database_url or "", autocommit=True) as connection:
+            rows = connection.execute(
+                "select tablename from pg_tables where starts_with(tablename, lower(%s))", [self.table_prefix]
+            )
+            for (name,) in rows.fetchall():
+                connection.execute(f'drop table "{name}"'.encode())
+
+
+# --- enqueue, claim
+
+
+def new_run(**fields: Any) -> NewRun:
+    return NewRun(**{"id": new_run_id(), "job_name": JOB, **fields})
+
+
+def enqueue(store: Store, **fields: Any) -> UUID:
+    run = new_run(**fields)
+    store.enqueue([run])
+    return run.id
+
+
+def enqueue_many(store: Store, count: int, **fields: Any) -> list[UUID]:
+    runs = [new_run(**fields) for _ in range(count)]
+    store.enqueue(runs)
+    return [run.id for run in runs]
+
+
+def claimed(
+    store: Store,
+    *,
+    batch_size: int = 50,
+    job_names: Collection[str] = (JOB,),
+    worker_name: str = WORKER,
+    token: UUID | None = None,
+    lease_duration: timedelta = LEASE_DURATION,
+) -> Claimed:
+    return store.claim_due_runs(
+        Claim(
+            worker_name=worker_name,
+            lease_token=token or uuid4(),
+            job_names=job_names,
+            batch_size=batch_size,
+            lease_duration=lease_duration,
+        )
+    )
+
+
+def claim(store: Store, **options: Any) -> list[Run]:
+    return claimed(store, **options).runs
+
+
+def claim_one(store: Store, **options: Any) -> Lease:
+    """The lease on the one run that is due."""
+    (run,) = claim(store, **options)
+    return run.lease
+
+
+def enqueue_and_claim(store: Store, **fields: Any) -> Lease:
+    run_id = enqueue(store, **fields)
+    lease = claim_one(store)
+    assert lease.run_id == run_id
+    return lease
+
+
+def failed(lease: Lease, retry_after_seconds: float | None = None, output: Output = Output()) -> Failed:  # noqa: B008
+    retry_after = None if retry_after_seconds is None else timedelta(seconds=retry_after_seconds)
+    return Failed(lease, BOOM, retry_after, output)
+
+
+def reclaimed_after_expiry(store: Store, stale: Lease, **options: Any) -> Lease:
+    """Somebody else's lease on the same run, the holder of `stale` having been silent for too long."""
+    age_lease(store, stale.run_id)
+    lease = claim_one(store, **options)
+    assert lease.run_id == stale.run_id
+    return lease
+
+
+# --- look
+
+
+def the_run(store: Store, run_id: UUID) -> Run:
+    run = store.get_run(run_id)
+    assert run is not None
+    return run
+
+
+def status(store: Store, run_id: UUID) -> RunStatus:
+    return the_run(store, run_id).status
+
+
+def outcomes(store: Store, run_id: UUID) -> list[tuple[int, str]]:
+    return [(attempt.attempt, attempt.outcome.value) for attempt in store.get_attempts(run_id)]
+
+
+def all_runs(store: Store) -> dict[UUID, Run]:
+    return {run.id: run for run in store.list_runs(take=1_000_000)}
+
+
+# --- age
+
+
+def age_lease(store: Store, *run_ids: UUID) -> None:
+    """Let the lease have run out a day ago."""
+    _age(store, "lease_until", run_ids)
+
+
+def age_completion(store: Store, *run_ids: UUID) -> None:
+    """Let the run have ended a day earlier."""
+    _age(store, "completed_at", run_ids)
+
+
+def make_due(store: Store, *run_ids: UUID) -> None:
+    """Let the run have been due for a day."""
+    _age(store, "scheduled_for", run_ids)
+
+
+def _age(store: Store, instant: str, run_ids: Sequence[UUID]) -> None:
+    for run_id in run_ids:
+        run = the_run(store, run_id)
+        value = getattr(run, instant)
+        assert value is not None, f"run {run_id} is {run.status} and has no {instant}"
+        earlier = min(value, store.now()) - LONG_AGO
+        match store:
+            case InMemoryStore():
+                with store._locked():
+                    store._put(replace(run, **{instant: earlier}))
+            case SqlStore():
+                change(store, f"update {{runs}} set {instant}_utc = :earlier where id = :id", earlier=earlier, id=run_id)
+
+
+def change(store: Store, template: str, **parameters: Any) -> None:
+    """Write past the store, as an operator with a SQL console would."""
+    assert isinstance(store, SqlStore)
+    statement = store.dialect.render("", template, store.prefix)
+    with store._connections.transaction() as tx:
+        tx.run(statement, store.dialect.bind(parameters))
+
+
+def query(store: Store, template: str, **parameters: Any) -> list[tuple[Any, ...]]:
+    """Read past the store."""
+    assert isinstance(store, SqlStore)
+    statement = store.dialect.render("", template, store.prefix)
+    with store._connections.read() as tx:
+        return tx.fetch(statement, store.dialect.bind(parameters))
+
+
+# --- invariants
+
+
+def broken_invariants(store: Store) -> list[str]:
+    """What S1 of RELIABILITY 2.7 does not allow, and histories of nobody."""
+    runs = all_runs(store)
+    broken = [f"{run}" for run in runs.values() if not _type_ok(run)]
+    broken += [f"attempt without its run: {attempt}" for attempt in _all_attempts(store) if attempt.run_id not in runs]
+    return broken + _reused_tokens(store)
+
+
+def _type_ok(run: Run) -> bool:
+    leased = run.status is RunStatus.LEASED
+    lease_fields = (run.lease_owner, run.lease_token, run.lease_until)
+    return (
+        all((field is not None) == leased for field in lease_fields)
+        and run.status.terminal == (run.completed_at is not None)
+        and run.max_attempts >= 1
+        and (1 if leased else 0) <= run.attempt <= run.max_attempts
+    )
+
+
+def _all_attempts(store: Store) -> list[Attempt]:
+    match store:
+        case InMemoryStore():
+            return [attempt for history in store._attempts.values() for attempt in history]
+        case SqlStore():
+            ids = {store.dialect.to_uuid(row[0]) for row in query(store, "select distinct run_id from {attempts}")}
+            return [attempt for run_id in ids if run_id for attempt in store.get_attempts(run_id)]
+    raise AssertionError(f"{type(store)} is no store that we know")
+
+
+def _reused_tokens(store: Store) -> list[str]:
+    """A lease whose token had an outcome recorded before would be no fence."""
+    match store:
+        case InMemoryStore():
+            reused = [id for id, token in store._last_tokens.items() if store._runs[id].lease_token == token]
+        case _:
+            reused = [row[0] for row in query(store, "select id from {runs} where lease_token = last_token")]
+    return [f"run {run_id} is leased under a token that was used up" for run_id in reused]
