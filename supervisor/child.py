@@ -15,6 +15,7 @@ import ctypes
 import faulthandler
 import fcntl
 import os
+import select
 import signal
 import socket
 import sys
@@ -23,6 +24,7 @@ import traceback
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
+from typing import Any
 
 from durablestack.errors import DurableStackError, UnknownJob
 from durablestack.jobs import JobContext, JobRegistry
@@ -39,7 +41,10 @@ STACK_SIGNAL = signal.SIGRTMIN + 5 if sys.platform == "linux" else signal.SIGUSR
 _CONTROL_FD_MIN = 64
 _PR_SET_PDEATHSIG = 1
 _EXIT_BOOT_FAILED = 70
-_EXIT_ORPHANED = 71
+EXIT_ORPHANED = 71
+"""Without its pipe a child cannot tell anything: the supervisor is gone, or a job closed our descriptor."""
+
+_LOOK_AT_PIPE_MILLISECONDS = 500
 
 _Orders = SimpleQueue["tuple[wire.Execute, CancelFlag] | None"]
 
@@ -67,10 +72,10 @@ def _die_with_parent() -> None:
     Our parent may be the fork server. It ends when the supervisor does, provided that nobody else keeps the pipe
     open by which it notices, and multiprocessing hands that pipe to each child.
     """
-    alive_fd = getattr(forkserver._forkserver, "_forkserver_alive_fd", None)  # type: ignore[attr-defined]
-    if alive_fd is not None:
+    server: Any = forkserver._forkserver
+    if (alive_fd := getattr(server, "_forkserver_alive_fd", None)) is not None:
         os.close(alive_fd)
-        forkserver._forkserver._forkserver_alive_fd = None  # type: ignore[attr-defined]
+        server._forkserver_alive_fd = None
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -100,17 +105,25 @@ class _ControlPipe:
     def send(self, reply: wire.Reply) -> None:
         try:
             self._socket.sendall(wire.frame(reply))
-        except OSError:  # the supervisor is gone, or a job closed our descriptor
-            os._exit(_EXIT_ORPHANED)
+        except OSError:
+            os._exit(EXIT_ORPHANED)
 
     def receive(self) -> list[wire.Order]:
         try:
+            self._wait_readable()
             received = self._socket.recv(65536)
         except OSError:
             received = b""
         if not received:
-            os._exit(_EXIT_ORPHANED)
+            os._exit(EXIT_ORPHANED)
         return [wire.decode_order(body) for body in self._frames.feed(received)]
+
+    def _wait_readable(self) -> None:
+        """Look again and again: a descriptor that a job closes under a waiting `recv` would never be missed."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        while not poll.poll(_LOOK_AT_PIPE_MILLISECONDS):
+            continue
 
 
 def _load(targets: tuple[str, ...], pipe: _ControlPipe) -> JobRegistry:

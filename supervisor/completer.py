@@ -10,13 +10,17 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Sequence
+from datetime import timedelta
+from uuid import UUID
 
 import anyio
+from msgspec import Struct
 from msgspec.structs import replace
 
 from durablestack.errors import StoreError, StoreUnavailable
-from durablestack.runs import Failed, Failure, Outcome
+from durablestack.runs import Cancelled, Failed, Failure, Outcome, Output, Released, Run, Succeeded
 from durablestack.stores.contract import Store
+from durablestack.text import clean
 
 from .door import ask_store
 from .leases import LeaseTable
@@ -28,25 +32,35 @@ _BACKOFF_SECONDS_FIRST = 0.1
 _BACKOFF_SECONDS_MAX = 3.0
 
 
+class Counts(Struct):
+    """What has been recorded since the start; `refused`: the lease was no longer ours."""
+
+    succeeded: int = 0
+    failed: int = 0
+    retried: int = 0
+    cancelled: int = 0
+    released: int = 0
+    refused: int = 0
+
+
 class Completer:
     """Runs until it is told that no more comes, and nothing is left to write."""
 
     def __init__(self, store: Store, leases: LeaseTable, *, room_for: int) -> None:
-        self.recorded = 0
-        self.fenced = 0
+        self.counts = Counts()
         self._store = store
         self._leases = leases
         self._room_for = room_for
         # bounded by the claimer, which claims nothing while there is no room
-        self._waiting: list[Outcome] = []
+        self._waiting: list[tuple[Run, Outcome]] = []
         self._more = anyio.Event()
         self._room = anyio.Event()
         self._last = False
 
-    # --- told by the pool and the claimer, on the event loop
+    # --- told by the pool and asked by the claimer, on the event loop
 
-    def record(self, outcome: Outcome) -> None:
-        self._waiting.append(outcome)
+    def record(self, run: Run, outcome: Outcome) -> None:
+        self._waiting.append((run, outcome))
         self._more.set()
 
     def no_more_comes(self) -> None:
@@ -75,52 +89,61 @@ class Completer:
 
     async def _record_batch(self) -> None:
         batch = self._waiting[:_BATCH_SIZE_MAX]
-        await self._until_written(batch)
+        recorded = await self._until_written([outcome for _, outcome in batch])
         del self._waiting[: len(batch)]
-        self._leases.drop(outcome.lease for outcome in batch)
+        self._leases.drop(outcome.lease for _, outcome in batch)
         self._room.set()
+        for run, outcome in batch:
+            self._tell(run, outcome, was_recorded=run.id in recorded)
 
-    async def _until_written(self, batch: Sequence[Outcome]) -> None:
+    async def _until_written(self, batch: Sequence[Outcome]) -> set[UUID]:
         backoff_seconds = _BACKOFF_SECONDS_FIRST
         while True:
             try:
-                recorded = await ask_store(self._store.record, batch)
-                break
+                return await ask_store(self._store.record, batch)
             except StoreUnavailable as error:
                 log.warning("could not record %d outcomes, trying again: %s", len(batch), error)
             except StoreError as error:
                 log.error("the database refuses %d outcomes: %s", len(batch), error)
-                if len(batch) == 1:
-                    batch = [_told_with_less(batch[0], error)]
-                else:
-                    for outcome in batch:
-                        await self._until_written([outcome])
-                    return
+                if len(batch) > 1:
+                    return {run_id for outcome in batch for run_id in await self._until_written([outcome])}
+                batch = [_told_with_less(batch[0], error)]
             await anyio.sleep(backoff_seconds * random.uniform(0.8, 1.2))
             backoff_seconds = min(backoff_seconds * 2, _BACKOFF_SECONDS_MAX)
-        self.recorded += len(recorded)
-        for outcome in batch:
-            if outcome.lease.run_id not in recorded:
-                self.fenced += 1
-                _log_fenced(outcome)
+
+    def _tell(self, run: Run, outcome: Outcome, *, was_recorded: bool) -> None:
+        names = f"run_id={run.id} job_name={run.job_name} attempt={run.attempt}"
+        if not was_recorded:
+            self.counts.refused += 1
+            kind = type(outcome).__name__.lower()
+            log.error("outcome refused, the lease is no longer ours: %s outcome=%s", names, kind)
+            return
+        match outcome:
+            case Succeeded():
+                self.counts.succeeded += 1
+                log.info("run succeeded: %s", names)
+            case Failed(failure=failure, retry_after=None):
+                self.counts.failed += 1
+                log.error("run failed: %s error=%s: %s", names, failure.error_type, failure.error_message)
+            case Failed(failure=failure, retry_after=timedelta() as delay):
+                self.counts.retried += 1
+                what = f"{failure.error_type}: {failure.error_message}"
+                log.warning("attempt failed, retry in %.3g s: %s error=%s", delay.total_seconds(), names, what)
+            case Cancelled():
+                self.counts.cancelled += 1
+                log.info("run cancelled: %s", names)
+            case Released():
+                self.counts.released += 1
+                log.info("run released: %s", names)
 
 
 def _told_with_less(outcome: Outcome, error: StoreError) -> Outcome:
     """What the database will take of an outcome that it refused: that it was, and why more is not told."""
     match outcome:
         case Failed():
-            failure = Failure(error_type="Unrecordable", error_message=str(error)[:500])
+            failure = Failure(error_type="Unrecordable", error_message=clean(str(error), 500))
             return Failed(outcome.lease, failure, outcome.retry_after)
-        case _ if hasattr(outcome, "output"):
-            return replace(outcome, output=type(outcome.output)())
-    return outcome
-
-
-def _log_fenced(outcome: Outcome) -> None:
-    lease = outcome.lease
-    log.error(
-        "outcome refused, the lease is no longer ours: run_id=%s attempt=%d outcome=%s",
-        lease.run_id,
-        lease.attempt,
-        type(outcome).__name__.lower(),
-    )
+        case Succeeded() | Cancelled():
+            return replace(outcome, output=Output())
+        case Released():
+            return outcome

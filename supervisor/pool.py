@@ -13,11 +13,10 @@ from datetime import timedelta
 from uuid import UUID
 
 import anyio
-from msgspec import Struct
 
 from durablestack.jobs import JobRegistry
 from durablestack.options import CrashedRunPolicy
-from durablestack.runs import Cancelled, Failed, Outcome, Released, Run, Succeeded
+from durablestack.runs import Outcome, Released, Run
 
 from . import verdict
 from .executor import Assignment, Ended, Executor, Limits
@@ -27,19 +26,6 @@ from .restarts import Restarts
 from .verdict import Ending
 
 log = logging.getLogger(__name__)
-
-
-class Counts(Struct):
-    """What happened since the start."""
-
-    succeeded: int = 0
-    failed: int = 0
-    retried: int = 0
-    cancelled: int = 0
-    released: int = 0
-    crashed: int = 0
-    abandoned: int = 0
-    children_lost: int = 0
 
 
 class Pool:
@@ -55,11 +41,11 @@ class Pool:
         timeout_seconds: float | None,
         crashed_run_policy: CrashedRunPolicy,
         retry_after: Callable[[Run, float | None], timedelta | None],
-        record: Callable[[Outcome], None],
+        record: Callable[[Run, Outcome], None],
     ) -> None:
         self.executors = [Executor(number, self, starter, limits) for number in range(size)]
         self.job_names = frozenset(jobs.names)
-        self.counts = Counts()
+        self.children_lost = 0
         self.on_room: Callable[[], None] = lambda: None
         self._jobs = jobs
         self._leases = leases
@@ -122,7 +108,6 @@ class Pool:
         run = ended.assignment.run
         ending = Ending.LEASE_LOST if self._leases.is_lost(run.lease) else ended.ending
         if isinstance(ended.how, Death):
-            self.counts.crashed += ending is None
             outcome = verdict.of_death(
                 run,
                 ended.how,
@@ -141,35 +126,21 @@ class Pool:
                 output=ended.output,
                 retry_after=self._retry_after,
             )
-        self._tell(run, outcome, "its lease was lost" if ending is Ending.LEASE_LOST else "its lease is left to expire")
+        self._tell(run, outcome, "its lease is lost" if ending is Ending.LEASE_LOST else "its lease is left to expire")
 
-    def _tell(self, run: Run, outcome: Outcome | None, why: str) -> None:
-        _log(run, outcome, why)
-        self._count(outcome)
+    def _tell(self, run: Run, outcome: Outcome | None, why_not: str) -> None:
         if outcome is None:
+            log.warning(
+                "run abandoned, %s: run_id=%s job_name=%s attempt=%d", why_not, run.id, run.job_name, run.attempt
+            )
             self._leases.drop([run.lease])
         else:
             self._leases.finished(run.lease)
-            self._record(outcome)
+            self._record(run, outcome)
         self._check_quiet()
 
-    def _count(self, outcome: Outcome | None) -> None:
-        match outcome:
-            case Succeeded():
-                self.counts.succeeded += 1
-            case Failed(retry_after=None):
-                self.counts.failed += 1
-            case Failed():
-                self.counts.retried += 1
-            case Cancelled():
-                self.counts.cancelled += 1
-            case Released():
-                self.counts.released += 1
-            case None:
-                self.counts.abandoned += 1
-
     def child_lost(self, executor: Executor, why: str) -> None:
-        self.counts.children_lost += 1
+        self.children_lost += 1
         log.warning("%s", why)
         if self._restarts.record():
             log.error("children die faster than the restart limit allows; they are replaced with growing delays")
@@ -210,27 +181,3 @@ class Pool:
     def _check_quiet(self) -> None:
         if not self.busy:
             self._quiet.set()
-
-
-def _log(run: Run, outcome: Outcome | None, why: str) -> None:
-    names = f"run_id={run.id} job_name={run.job_name} attempt={run.attempt}"
-    match outcome:
-        case Succeeded():
-            log.info("run succeeded: %s", names)
-        case Failed(failure=failure, retry_after=None):
-            log.error("run failed: %s error=%s: %s", names, failure.error_type, failure.error_message)
-        case Failed(failure=failure, retry_after=delay):
-            delay_seconds = delay.total_seconds() if delay else 0.0
-            log.warning(
-                "attempt failed, retry in %.3g s: %s error=%s: %s",
-                delay_seconds,
-                names,
-                failure.error_type,
-                failure.error_message,
-            )
-        case Cancelled():
-            log.info("run cancelled: %s", names)
-        case Released():
-            log.info("run released: %s", names)
-        case None:
-            log.warning("run abandoned, %s: %s", why, names)

@@ -225,6 +225,8 @@ class ChildProcess:
             exit_code = await self._exit_code()
         with self._signal_lock:
             self._alive = False
+        if exit_code == child.EXIT_ORPHANED and self._fault is None:
+            self._fault = "it lost its control pipe"
         return Death(exit_code, self._fault)
 
     def _drain_control(self) -> None:

@@ -36,7 +36,7 @@ def _rendered(supervisor: Supervisor) -> RenderableType:
 
 
 def _headline(supervisor: Supervisor) -> Text:
-    counts = supervisor.pool.counts
+    counts = supervisor.completer.counts
     uptime_seconds = int(time.time() - supervisor.started_at)
     text = Text()
     text.append(f" {supervisor.stack.options.worker_name} ", style="bold")
@@ -47,7 +47,7 @@ def _headline(supervisor: Supervisor) -> Text:
         (counts.failed, "failed", "red"),
         (counts.cancelled, "cancelled", "magenta"),
         (counts.released, "released", "cyan"),
-        (counts.abandoned, "abandoned", "red"),
+        (counts.refused, "refused", "red"),
         (supervisor.completer.unrecorded, "not yet recorded", "yellow"),
     ):
         if count:

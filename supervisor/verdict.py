@@ -104,7 +104,7 @@ def _timed_out(timeout_seconds: float | None, detail: str | None, death: Death |
 
 def _crashed(death: Death, output: Output) -> Failure:
     if death.reason is not None:
-        error_type, message = "ProtocolError", f"the child process was ended because {death.reason}"
+        error_type, message = "ProtocolError", f"the child process had to end: {death.reason}"
     elif death.signal_name is not None:
         error_type, message = "ChildCrashed", f"the child process was ended by {death.signal_name}"
     elif death.exit_code is None:

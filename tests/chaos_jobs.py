@@ -48,6 +48,12 @@ def sleeps(args: Seconds, context: JobContext) -> None:
     note(context, "end")
 
 
+@durable_job(name="slow-at-first", max_attempts=3)
+def slow_at_first(context: JobContext) -> None:
+    note(context, "start")
+    time.sleep(60 if context.attempt == 1 else 0)
+
+
 @durable_job(name="waits-until-told", max_attempts=3)
 def waits_until_told(context: JobContext) -> None:
     note(context, "start")

@@ -19,7 +19,7 @@ from durablestack.options import DurableStackOptions
 
 TESTS = Path(__file__).parent
 PATIENCE_SECONDS = 30.0
-"""How long a test waits for what must happen: generous, since a machine may be busy. What happens sooner goes on sooner."""
+"""How long a test waits for what must happen: generous, for a machine may be busy. It goes on as soon as it has."""
 
 Value = TypeVar("Value")
 
@@ -137,7 +137,8 @@ class Worker:
 
     def until_ready(self, children: int) -> list[int]:
         return eventually(
-            lambda: found if len(found := self.children()) == children else [], what=f"{children} children: {self.log()}"
+            lambda: found if len(found := self.children()) == children else [],
+            what=f"{children} children: {self.log()}",
         )
 
     def kill(self) -> None:

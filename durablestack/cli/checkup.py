@@ -15,7 +15,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from durablestack.errors import StoreError
+from durablestack.errors import SchemaError, StoreError
 from durablestack.options import ConnectionTarget, StorageProvider, redact
 from durablestack.queries import TAKE_MAX
 from durablestack.runs import Run
@@ -69,7 +69,8 @@ def examine(stack: DurableStack, *, with_jobs: bool) -> Iterator[Finding]:
         try:
             yield from _database(stack, store, target, with_jobs=with_jobs)
         except StoreError as error:
-            yield Finding(Level.PROBLEM, "database", redact(str(error), stack.options.secrets()))
+            subject = "schema" if isinstance(error, SchemaError) else "database"
+            yield Finding(Level.PROBLEM, subject, redact(str(error), stack.options.secrets()))
         finally:
             store.close()
     if with_jobs:

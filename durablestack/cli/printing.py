@@ -1,7 +1,7 @@
 """Writes to standard output: tables and lines for people, JSON for scripts.
 
 What a job wrote is a stranger's text: it is shown with its control characters escaped, and is never markup.
-Without a terminal, with NO_COLOR or on a dumb terminal there is neither colour nor frame, and no line is cut.
+Without a terminal, with NO_COLOR or on a dumb terminal there is no colour, and no line is cut.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ _STYLES = {
     "expired": "red",
     "problem": "red",
 }
+# where a terminal is narrow, the other columns give way: an instant becomes two lines of 10
+_NOT_FOLDED = {"run id", "status", "level", "attempt"}
+_FOLDED_WIDTH_MIN = 10
 _WIDTH_WITHOUT_TERMINAL = 100_000
 
 
@@ -64,16 +67,21 @@ def write(text: str) -> None:
 
 
 def write_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table with a row per line. Words such as `failed` have their colours."""
-    from rich import box
+    """A table. Words such as `failed` have their colours; a terminal is not bothered with empty columns."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None if _plain() else box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(Text(column), overflow="fold", no_wrap=column in ("run id", "status", "level"))
+    plain = _plain()
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    shown = [place for place in range(len(columns)) if plain or any(row[place] for row in rows)]
+    for place in shown:
+        longest = max(len(row[place]) for row in rows) if rows else 0
+        no_wrap = columns[place] in _NOT_FOLDED
+        table.add_column(
+            Text(columns[place]), overflow="fold", no_wrap=no_wrap, min_width=min(longest, _FOLDED_WIDTH_MIN)
+        )
     for row in rows:
-        table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+        table.add_row(*(Text(row[place], style=_STYLES.get(row[place], "")) for place in shown))
     write(_rendered(table))
 
 

@@ -32,7 +32,7 @@ def runs() -> None:
 
 
 @runs.command("list")
-@click.option("--status", type=click.Choice([*RunStatus]), help="Only runs of this status.")
+@click.option("--status", type=click.Choice([status.value for status in RunStatus]), help="Only runs of this status.")
 @click.option("--job", "job_name", metavar="NAME", help="Only runs of this job.")
 @click.option("--take", type=click.IntRange(1, TAKE_MAX), default=50, metavar="N", help="At most so many; 50.")
 @click.option("--due", is_flag=True, help="Only runs that wait and are due now, the earliest first.")
@@ -53,7 +53,8 @@ def list_runs(
     if as_json:
         write_json([_run_document(run) for run in found])
     elif found:
-        write_table(("run id", "job", "status", "attempt", "scheduled for", "ended", "error"), [_row(r) for r in found])
+        columns = ("run id", "job", "status", "attempt", "scheduled for", "error")
+        write_table(columns, [_row(run) for run in found])
     else:
         print("no runs", file=sys.stderr)
 
@@ -76,7 +77,6 @@ def _row(run: Run) -> tuple[str, ...]:
         run.status.value,
         f"{run.attempt}/{run.max_attempts}",
         instant(run.scheduled_for),
-        instant(run.completed_at),
         one_line(_error(run), _ERROR_LENGTH_MAX),
     )
 

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import traceback
 from collections.abc import Awaitable
+from types import TracebackType
 from typing import Any
 
 from msgspec import Struct
@@ -111,11 +112,16 @@ def _message(error: BaseException) -> str:
         return f"<str() of the error raised {type(failure).__name__}>"
 
 
+def _is_ours(frames: TracebackType) -> bool:
+    """Whether the frame is of the way to the job, which is of no interest to whoever wrote the job."""
+    return str(frames.tb_frame.f_globals.get("__name__", "")).startswith(("durablestack.jobs.", "asyncio."))
+
+
 def _detail(error: BaseException) -> str:
     try:
         frames = error.__traceback__
-        if frames is not None:
-            frames = frames.tb_next  # the first frame is ours
+        while frames is not None and _is_ours(frames):
+            frames = frames.tb_next
         return "".join(traceback.TracebackException(type(error), error, frames, limit=-_FRAMES_MAX).format())
     except BaseException as failure:
         return f"<the traceback could not be formatted: {type(failure).__name__}>"

@@ -195,6 +195,7 @@ class SqliteConnections:
 
 # --- PostgreSQL
 
+_CONNECT_WITHIN_SECONDS = 5.0
 _SCHEMA_STATES = ("42P01", "42703", "3F000")
 # Bugs and bad data: the same statement will fail the same way. All else that a server says may pass:
 # shutdown and failover (57P0*, 08*, 25006), conflicts (40*), locks (55P03), limits (53*), time-outs (57014).
@@ -228,7 +229,7 @@ class PostgresConnections:
             min_size=0,
             max_size=connections_max,
             open=False,
-            timeout=timeout_seconds,
+            timeout=min(timeout_seconds, _CONNECT_WITHIN_SECONDS),
             reconnect_timeout=1.0,  # after that the next caller tries anew, rather than waiting in a long backoff
             num_workers=1,
         )
