@@ -85,7 +85,7 @@ def _capture_output(stdout: Connection, stderr: Connection) -> None:
         os.dup2(capture.fileno(), fd)
         capture.close()
         # by lines, so that what was written is seen even if the process dies a moment later
-        stream = open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+        stream = open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     faulthandler.enable(file=2)
