@@ -240,7 +240,12 @@ class PostgresConnections:
         with self._connection() as connection:
             # without parameters, so that the statements go out in one message
             connection.execute(self._begin.encode())
-            yield CursorTransaction(connection.cursor())
+            try:
+                yield CursorTransaction(connection.cursor())
+            except Exception:
+                with suppress(self._psycopg.Error):  # the error that brought us here is the one to tell
+                    connection.execute(b"rollback")
+                raise
             try:
                 connection.execute(b"commit")
             except self._psycopg.OperationalError as error:
@@ -258,7 +263,8 @@ class PostgresConnections:
             try:
                 yield connection
             except BaseException:
-                connection.close()  # what it was in the middle of is unknown
+                if connection.info.transaction_status != self._psycopg.pq.TransactionStatus.IDLE:
+                    connection.close()  # what it was in the middle of is unknown
                 raise
             finally:
                 self._pool.putconn(connection)

@@ -86,12 +86,16 @@ class SqlStore:
 
     async def enqueue_async(self, runs: Sequence[NewRun], connection: Any) -> None:
         cursor = (await async_driver_connection(connection, self._connections.driver)).cursor()
-        inserted = cursor.executemany(self._sql["RUN_INSERT"], [self._new_run_parameters(run) for run in runs])
+        inserted = cursor.executemany(self._sql["RUN_INSERT"], self._new_runs_parameters(runs))
         if inspect.isawaitable(inserted):  # the connection may be synchronous too
             await inserted
 
     def _insert(self, tx: Transaction, runs: Iterable[NewRun]) -> None:
-        tx.run_many(self._sql["RUN_INSERT"], [self._new_run_parameters(run) for run in runs])
+        tx.run_many(self._sql["RUN_INSERT"], self._new_runs_parameters(runs))
+
+    def _new_runs_parameters(self, runs: Iterable[NewRun]) -> list[dict[str, Any]]:
+        # in the order of their ids, or two who store the same runs could wait for each other
+        return [self._new_run_parameters(run) for run in sorted(runs, key=lambda run: run.id)]
 
     def _new_run_parameters(self, run: NewRun) -> dict[str, Any]:
         return self.dialect.bind(

@@ -1,0 +1,60 @@
+"""What the benchmark scripts share: databases to measure on, and what else the machine is doing."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from rich.console import Console
+
+from durablestack import DurableStack
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from servers import Absent, Available, provide_postgres  # noqa: E402
+
+JOBS = "benchmarks.bench_jobs"
+
+
+@contextmanager
+def stores(console: Console) -> Iterator[dict[str, dict[str, Any]]]:
+    """Each store that can be had here: its name, and the options that lead to it."""
+    found = provide_postgres()
+    with tempfile.TemporaryDirectory(prefix="durablestack-bench-") as folder:
+        named: dict[str, dict[str, Any]] = {
+            "in memory": {"storage_provider": "in_memory"},
+            "SQLite": {"database_url": f"sqlite:///{folder}/bench.db"},
+        }
+        match found:
+            case Available(dsn=dsn):
+                named["PostgreSQL"] = {"database_url": dsn}
+                with psycopg.connect(dsn) as connection:
+                    for setting in ("fsync", "synchronous_commit"):
+                        row = connection.execute(f"show {setting}").fetchone()
+                        console.print(f"PostgreSQL: {setting} = {row[0] if row else '?'}")
+            case Absent(reason=reason):
+                console.print(f"not measured: PostgreSQL: {reason}", style="yellow")
+        try:
+            yield named
+        finally:
+            if isinstance(found, Available) and found.server is not None:
+                found.server.close()
+
+
+@contextmanager
+def fresh_stack(store: dict[str, Any], **options: Any) -> Iterator[DurableStack]:
+    """A stack with tables of its own."""
+    with DurableStack(JOBS, database_table_prefix=f"b{secrets.token_hex(4)}_", **store, **options) as stack:
+        stack.migrate()
+        yield stack
+
+
+def describe_machine(console: Console) -> None:
+    load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
+    console.print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, load before: {load}")
