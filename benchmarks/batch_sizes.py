@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.bench import describe_machine, fresh_stack, stores
+from benchmarks.bench import all_succeeded, describe_machine, fresh_stack, stores
 from benchmarks.bench_jobs import no_op
 from durablestack import DurableStack
-from durablestack.runs import RunStatus, Succeeded
+from durablestack.runs import Succeeded
 from durablestack.stores.contract import Claim
 from durablestack.supervisor.embedded import supervise
 
@@ -60,14 +60,8 @@ def main(runs: int, sizes: str, children: int, repeat: int) -> None:
             for size in batch_sizes:
                 rate, end_to_end = statistics.median(alone[size]), statistics.median(whole[size])
                 first = statistics.median(alone[batch_sizes[0]])
-                table.add_row(
-                    name,
-                    str(size),
-                    f"{rate / size:,.0f}",
-                    f"{rate:,.0f}",
-                    f"{end_to_end:,.0f}",
-                    f"{rate / first:.1f} x",
-                )
+                figures = [f"{value:,.0f}" for value in (rate / size, rate, end_to_end)]
+                table.add_row(name, str(size), *figures, f"{rate / first:.1f} x")
             table.add_section()
     console.print(table)
 
@@ -93,8 +87,7 @@ async def _end_to_end(stack: DurableStack, runs: int) -> float:
     """Runs per second through a supervisor and its children."""
     run_ids = await stack.async_client.enqueue_many(no_op, [None] * runs)
     async with supervise(stack):
-        while (await anyio.to_thread.run_sync(stack.queries.count_runs))[RunStatus.SUCCEEDED] < runs:
-            await anyio.sleep(0.05)
+        await all_succeeded(stack, runs)
     done = [run for run_id in run_ids if (run := stack.queries.get_run(run_id)) is not None]
     began = min(run.started_at for run in done if run.started_at)
     ended = max(run.completed_at for run in done if run.completed_at)

@@ -11,13 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import psycopg
+from anyio import to_thread
 from rich.console import Console
 
-from durablestack import DurableStack
+from durablestack import DurableStack, RunStatus
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from servers import Absent, Available, provide_postgres  # noqa: E402
+from servers import Absent, Available, provide_postgres
 
 JOBS = "benchmarks.bench_jobs"
 
@@ -53,6 +55,12 @@ def fresh_stack(store: dict[str, Any], **options: Any) -> Iterator[DurableStack]
     with DurableStack(JOBS, database_table_prefix=f"b{secrets.token_hex(4)}_", **store, **options) as stack:
         stack.migrate()
         yield stack
+
+
+async def all_succeeded(stack: DurableStack, runs: int) -> None:
+    """Wait until so many runs have succeeded."""
+    while (await to_thread.run_sync(stack.queries.count_runs))[RunStatus.SUCCEEDED] < runs:
+        await anyio.sleep(0.1)
 
 
 def describe_machine(console: Console) -> None:
