@@ -84,7 +84,7 @@ class Executor:
         self._starter = starter
         self._limits = limits
         self._child: ChildProcess | None = None
-        self._ready = anyio.Event()
+        self._answered = anyio.Event()
         self._boot_failure: wire.BootFailed | None = None
         self._order = 0  # number of the order that the child has in hand, if `_delivered`
         self._delivered = False
@@ -114,7 +114,7 @@ class Executor:
             self._starter, output_bytes_max=self._limits.output_bytes_max, name=f"durablestack-{self.number}"
         )
         child.on_reply = self._on_reply
-        self._ready, self._boot_failure, self._retiring = anyio.Event(), None, False
+        self._answered, self._boot_failure, self._retiring = anyio.Event(), None, False
         try:
             await self._boot(child)
             self._child, self.pid = child, child.pid
@@ -126,19 +126,24 @@ class Executor:
             await child.end()
 
     async def _boot(self, child: ChildProcess) -> None:
+        """Start the child, and wait for its word that it is ready."""
         try:
             with anyio.fail_after(self._limits.startup_timeout_seconds):
                 await child.start()
-                death = await self._ready_or_dead(child)
+                death = await self._answered_or_dead(child)
         except TimeoutError:
             raise BootFailed(f"it was not ready within {self._limits.startup_timeout_seconds:g} s") from None
         except (OSError, EOFError) as error:
             raise BootFailed(f"{type(error).__name__}: {error}") from error
+        if self._boot_failure is not None:
+            failure = self._boot_failure
+            raise BootFailed(f"{failure.error_type}: {failure.error_message}\n{failure.error_detail}".strip())
         if death is not None:
-            raise BootFailed(self._told_by_dead_child(child, death))
+            how = death.signal_name or f"exit code {death.exit_code}"
+            raise BootFailed(f"it ended with {how} before it was ready. {child.take_output().stderr_tail or ''}")
 
-    async def _ready_or_dead(self, child: ChildProcess) -> Death | None:
-        """Wait until the child is ready; return its death if that comes first."""
+    async def _answered_or_dead(self, child: ChildProcess) -> Death | None:
+        """Wait until the child says whether it is ready; return its death if that comes first."""
         death: Death | None = None
         async with anyio.create_task_group() as waiting:
 
@@ -148,17 +153,9 @@ class Executor:
                 waiting.cancel_scope.cancel()
 
             waiting.start_soon(watch_death)
-            await self._ready.wait()
+            await self._answered.wait()
             waiting.cancel_scope.cancel()
-        return None if self._ready.is_set() else death
-
-    def _told_by_dead_child(self, child: ChildProcess, death: Death) -> str:
-        if self._boot_failure is not None:
-            failure = self._boot_failure
-            return f"{failure.error_type}: {failure.error_message}\n{failure.error_detail}".strip()
-        how = death.signal_name or f"exit code {death.exit_code}"
-        stderr = child.take_output().stderr_tail or ""
-        return f"it ended with {how} before it was ready. {stderr}".strip()
+        return None if self._answered.is_set() else death
 
     def _bury(self, child: ChildProcess, death: Death) -> None:
         """The child is dead: say what became of the run in hand, and whether anyone should worry."""
@@ -219,6 +216,7 @@ class Executor:
                 self._on_ready(frozenset(job_names))
             case wire.BootFailed():
                 self._boot_failure = reply
+                self._answered.set()
             case wire.Succeeded() | wire.Failed() if self._delivered and reply.number == self._order:
                 self._on_result(reply)
             case _:
@@ -229,8 +227,7 @@ class Executor:
         if missing:
             message = f"it does not know the jobs {', '.join(sorted(missing))}, which the supervisor has registered"
             self._boot_failure = wire.BootFailed("JobsDiffer", message, "")
-        else:
-            self._ready.set()
+        self._answered.set()
 
     def _on_result(self, reply: wire.Succeeded | wire.Failed) -> None:
         child = self._child

@@ -20,14 +20,18 @@ import struct
 import zlib
 from collections.abc import Iterator
 from datetime import datetime
+from typing import Annotated
 from uuid import UUID
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 REPLY_BYTES_MAX = 256 * 1024
 ORDER_BYTES_MAX = 256 * 1024 * 1024
 """Orders hold a payload, whose size is limited where it is enqueued; this is only a bound on nonsense."""
+
+RETRY_AFTER_SECONDS_MAX = 10 * 366 * 86_400
+"""A delay that the supervisor can count with: neither NaN nor beyond what a timedelta holds."""
 
 _HEADER = struct.Struct("<II")
 
@@ -79,7 +83,7 @@ class Failed(Struct, frozen=True, tag="failed"):
     error_message: str
     error_detail: str
     retryable: bool = True
-    retry_after_seconds: float | None = None
+    retry_after_seconds: Annotated[float, Meta(ge=0, le=RETRY_AFTER_SECONDS_MAX)] | None = None
     retires: bool = False
 
 

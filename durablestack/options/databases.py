@@ -94,7 +94,8 @@ def _target_of_url(url: str, provider: StorageProvider | None) -> ConnectionTarg
     scheme = url.partition("://")[0].lower().partition("+")[0]  # as in SQLAlchemy's postgresql+psycopg
     chosen = _PROVIDERS.get(scheme)
     if chosen is None:
-        raise Unreadable(f"its scheme is not one of {', '.join(_PROVIDERS)}")
+        shown = repr(scheme) if scheme.isidentifier() and len(scheme) <= 20 else "what it begins with"
+        raise Unreadable(f"{shown} is not one of the schemes {', '.join(_PROVIDERS)}")
     if provider not in (None, chosen):
         raise Unreadable(f"it is a URL of {chosen}, not of {provider}")
     return _target(chosen, split_url(url, is_file=chosen is StorageProvider.SQLITE))
