@@ -186,7 +186,7 @@ class Executor:
 
     def _begin(self, child: ChildProcess, assignment: Assignment) -> None:
         run = assignment.run
-        if self._ending is not None or not self._slots.may_begin(run, child):
+        if not self._slots.may_begin(run, child):
             self._give_back()
             self._slots.idle(self)
             return
@@ -266,18 +266,21 @@ class Executor:
         if first or ending is Ending.LEASE_LOST:
             self._ending = ending
         if self._child is None or not self._delivered:
-            return  # `_begin` will see it
-        if ending is Ending.LEASE_LOST:
+            self._give_back()
+        elif ending is Ending.LEASE_LOST:
             self._child.kill()
         elif first and self._tasks is not None:
             self._tasks.start_soon(self._escalate, self._child, self._ended)
 
     def kill_run(self, ending: Ending) -> None:
         """End the run in hand without asking."""
-        if self.assignment is not None:
-            self._ending = self._ending or ending
-            if self._child is not None and self._delivered:
-                self._child.kill()
+        if self.assignment is None:
+            return
+        self._ending = self._ending or ending
+        if self._child is None or not self._delivered:
+            self._give_back()
+        else:
+            self._child.kill()
 
     async def _escalate(self, child: ChildProcess, ended: anyio.Event) -> None:
         child.send(wire.Cancel(self._order))

@@ -56,6 +56,8 @@ class LeaseTable:
         """Take leases in that were asked for at `asked_at`."""
         with self._lock:
             for lease in leases:
+                if (older := self._held.get(lease.run_id)) is not None:  # ours before, expired and claimed anew
+                    self._lose(older)
                 self._held[lease.run_id] = _Held(lease, asked_at + trust_seconds(duration))
 
     def executing(self, lease: Lease, kill: Callable[[], None]) -> bool:

@@ -79,6 +79,7 @@ class Pool:
                 self._put_idle(executor)
 
     def assign(self, executor: Executor, run: Run) -> None:
+        self.busy_or_gone(executor)  # its child may have been replaced since the token was taken, which made another
         timeout_seconds = self._jobs.find(run.job_name).timeout_seconds
         executor.assign(Assignment(run, timeout_seconds or self._timeout_seconds))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -27,10 +28,13 @@ from durablestack.runs import Output
 from . import child, wire
 from .capture import Capture
 
+log = logging.getLogger(__name__)
+
 Context = SpawnContext | ForkServerContext
 
 _RECEIVE_BYTES = 65536
 _EXIT_CODE_WITHIN_SECONDS = 2.0
+_KILLED_WITHIN_SECONDS = 5.0
 _PIPE_CLOSED_GRACE_SECONDS = 1.0
 
 
@@ -248,10 +252,12 @@ class ChildProcess:
         """Kill the child if it lives, wait until it is gone, and let go of all that belonged to it."""
         if self._process is None:
             return
-        with anyio.CancelScope(shield=True):
+        with anyio.move_on_after(_KILLED_WITHIN_SECONDS, shield=True):
             if self._alive:
                 self.kill()
                 await self.dead()
+        if self._alive:
+            log.error("child %d cannot be killed: it waits in the kernel for something that does not come", self.pid)
         self._loop.remove_reader(self._control)
         self._loop.remove_writer(self._control)
         self._control.close()
@@ -260,5 +266,5 @@ class ChildProcess:
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
-        with contextlib.suppress(ValueError):  # it would not die: an uninterruptible wait in the kernel
+        with contextlib.suppress(ValueError):  # it lives
             self._process.close()
