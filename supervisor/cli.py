@@ -62,7 +62,8 @@ def command(targets: tuple[str, ...], plain: bool, verbose: bool, demo: bool, **
 def _supervise(targets: tuple[str, ...], changes: dict[str, Any], *, plain: bool, verbose: bool) -> int:
     console = Console(stderr=True)
     live = console.is_terminal and not console.is_dumb_terminal and not plain and "NO_COLOR" not in os.environ
-    _log_to(console, live=live, level=logging.DEBUG if verbose else logging.INFO)
+    calm = logging.WARNING if live else logging.INFO  # the status tells of what goes well
+    _log_to(console, live=live, level=logging.DEBUG if verbose else calm)
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

@@ -39,7 +39,9 @@ def _headline(supervisor: Supervisor) -> Text:
     counts = supervisor.completer.counts
     uptime_seconds = int(time.time() - supervisor.started_at)
     text = Text()
-    text.append(f" {supervisor.stack.options.worker_name} ", style="bold")
+    target = supervisor.stack.options.connection_target()
+    text.append(f" {supervisor.stack.options.worker_name}", style="bold")
+    text.append(f" on {target.describe() if target else 'memory'}, ")
     text.append(f"up {uptime_seconds // 3600}:{uptime_seconds // 60 % 60:02}:{uptime_seconds % 60:02}   ")
     text.append(f"{counts.succeeded} succeeded", style="green")
     for count, word, style in (
