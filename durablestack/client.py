@@ -60,9 +60,16 @@ class DurableStackClient:
         self._store_runs([run], connection)
         return run.id
 
-    def enqueue_many(self, job: JobReference, args: Iterable[Any], *, connection: Any = None) -> list[UUID]:
+    def enqueue_many(
+        self,
+        job: JobReference,
+        args: Iterable[Any],
+        *,
+        run_ids: Sequence[UUID] | None = None,
+        connection: Any = None,
+    ) -> list[UUID]:
         """Enqueue a run for each of `args`, all or none, and return their ids in the same order."""
-        runs = [self.new_run(job, each) for each in args]
+        runs = self.new_runs(job, args, run_ids)
         self._store_runs(runs, connection)
         return [run.id for run in runs]
 
@@ -104,6 +111,13 @@ class DurableStackClient:
             max_attempts=registration.max_attempts,
             scheduled_for=run_at,
         )
+
+    def new_runs(self, job: JobReference, args: Iterable[Any], run_ids: Sequence[UUID] | None) -> list[NewRun]:
+        args = list(args)
+        if run_ids is not None and len(run_ids) != len(args):
+            raise PayloadError(f"{len(run_ids)} run_ids were given for {len(args)} runs; there must be one for each")
+        ids = run_ids or [new_run_id() for _ in args]
+        return [self.new_run(job, each, run_id=run_id) for each, run_id in zip(args, ids, strict=True)]
 
     def _store_runs(self, runs: Sequence[NewRun], connection: Any) -> None:
         if connection is not None:
@@ -148,10 +162,17 @@ class AsyncDurableStackClient:
         await self._store.enqueue_async([run], connection)
         return run.id
 
-    async def enqueue_many(self, job: JobReference, args: Iterable[Any], *, connection: Any = None) -> list[UUID]:
+    async def enqueue_many(
+        self,
+        job: JobReference,
+        args: Iterable[Any],
+        *,
+        run_ids: Sequence[UUID] | None = None,
+        connection: Any = None,
+    ) -> list[UUID]:
         if connection is None:
-            return await to_thread.run_sync(lambda: self._client.enqueue_many(job, args))
-        runs = [self._client.new_run(job, each) for each in args]
+            return await to_thread.run_sync(lambda: self._client.enqueue_many(job, args, run_ids=run_ids))
+        runs = self._client.new_runs(job, args, run_ids)
         await self._store.enqueue_async(runs, connection)
         return [run.id for run in runs]
 

@@ -182,5 +182,8 @@ def _stacks_in(targets: Sequence[str], modules: Sequence[ModuleType]) -> list[Du
             stacks[id(value)] = value
     if not stacks:
         for module in modules:
-            stacks.update((id(value), value) for value in vars(module).values() if isinstance(value, DurableStack))
+            # the type, not isinstance: a lazy proxy that stands in a module is not to be woken
+            stacks.update(
+                (id(value), value) for value in vars(module).values() if issubclass(type(value), DurableStack)
+            )
     return list(stacks.values())

@@ -26,6 +26,8 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
+from msgspec.structs import replace
+
 from durablestack.errors import DurableStackError, UnknownJob
 from durablestack.jobs import JobContext, JobRegistry
 from durablestack.jobs.context import CancelFlag
@@ -55,6 +57,7 @@ def main(control: socket.socket, stdout: Connection, stderr: Connection, targets
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _empty_input()
     _capture_output(stdout, stderr)
     pipe = _ControlPipe(control)
     jobs = _load(targets, pipe)
@@ -78,6 +81,12 @@ def _die_with_parent() -> None:
         server._forkserver_alive_fd = None
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _empty_input() -> None:
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
 
 
 def _capture_output(stdout: Connection, stderr: Connection) -> None:
@@ -160,6 +169,8 @@ def _serve(orders: _Orders, jobs: JobRegistry, pipe: _ControlPipe) -> None:
         while (taken := orders.get()) is not None:
             reply = _perform(*taken, jobs, runner)
             _flush_output()
+            if _has_children():  # what a job leaves running is ended, with us
+                reply = replace(reply, retires=True)
             pipe.send(reply)
             if reply.retires:
                 os._exit(0)
@@ -192,6 +203,19 @@ def _perform(
         result.retry_after_seconds,
         retires=result.process_is_spent,
     )
+
+
+def _has_children() -> bool:
+    if sys.platform != "linux":
+        return False
+    for task in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{task}/children", "rb") as children:
+                if children.read(1):
+                    return True
+        except OSError:  # the thread has ended, or the kernel does not tell
+            continue
+    return False
 
 
 def _flush_output() -> None:

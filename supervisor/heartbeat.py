@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 INTERVAL_SECONDS_MIN = 0.25
 _CANCEL_CHECK_SECONDS = 1.0
+_TRUST_CHECK_SECONDS = 0.5
 _JOIN_WITHIN_SECONDS = 5.0
 
 Argument = TypeVar("Argument")
@@ -69,11 +70,20 @@ class Heartbeat:
         thread = threading.Thread(target=self._live, args=(ended, failure), name="durablestack-heartbeat", daemon=True)
         thread.start()
         try:
-            await ended.wait()
-            raise failure[0]
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._watch_trust)
+                await ended.wait()
+                raise failure[0]
         finally:
             self._stopping.set()
             thread.join(_JOIN_WITHIN_SECONDS)
+
+    async def _watch_trust(self) -> None:
+        """The thread ends what may not be trusted any more; should a statement hold it up, it is ended from here."""
+        while True:
+            self._lose(self._leases.lose_distrusted(), "not renewed in time")
+            deadline = self._leases.seconds_to_deadline()
+            await anyio.sleep(_TRUST_CHECK_SECONDS if deadline is None else min(deadline, _TRUST_CHECK_SECONDS) + 0.01)
 
     def _live(self, ended: anyio.Event, failure: list[BaseException]) -> None:
         try:

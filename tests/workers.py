@@ -118,7 +118,7 @@ class Worker:
                 [sys.executable, "-m", "durablestack.supervisor", target, "--plain", *arguments],
                 env=environment,
                 cwd=bench.folder,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # open, and nothing ever comes
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -166,6 +166,8 @@ class Worker:
             except ProcessLookupError:
                 continue
         self.process.wait(PATIENCE_SECONDS)
+        if self.process.stdin is not None:
+            self.process.stdin.close()
         eventually(lambda: not any(still_running(pid) for pid in family), what="the end of the family")
 
 

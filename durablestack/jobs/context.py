@@ -55,7 +55,7 @@ class JobContext:
     Attributes:
         run_id: the run. Stable over all attempts, so it serves as an idempotency key for side effects.
         job_name: the name under which the job is registered.
-        attempt: number of this attempt, 1 for the first. Grows with each claim, so it serves as a fencing token.
+        attempt: number of this attempt, 1 for the first. An attempt that was given back counts again as the same.
         max_attempts: how many attempts there are, this one and the first included.
         scheduled_for: when the run was due: an aware datetime in UTC.
     """

@@ -18,6 +18,7 @@ from .context import CancelFlag, JobContext
 from .registration import JobRegistration
 
 _FRAMES_MAX = 50
+_RETRY_AFTER_SECONDS_MAX = 10 * 366 * 86_400.0
 _TASKS_END_WITHIN_SECONDS = 1.0
 # After these a process is not what it was: what raised them meant to end it, or memory ran out.
 _ENDS_THE_PROCESS = (SystemExit, KeyboardInterrupt, GeneratorExit, MemoryError)
@@ -49,32 +50,40 @@ def execute(
     runner: asyncio.Runner,
 ) -> Returned | Raised:
     """Execute the job in this thread; an `async` job on the runner's event loop, where no task is left behind."""
+    raised: BaseException | None = None
     tasks_remain = False
     try:
         result = registration.invoke(registration.codec.decode(payload), context)
         if inspect.isawaitable(result):
-            tasks_remain = runner.run(_await_cancellable(result, cancel_flag))
+            raised, tasks_remain = runner.run(_await_cancellable(result, cancel_flag))
     except BaseException as error:  # SystemExit and its like end the attempt, not the story
-        return _told(error)
+        raised = error
+    if raised is not None:
+        return _told(raised, tasks_remain=tasks_remain)
     return Returned(noticed_cancel=cancel_flag.noticed, process_is_spent=tasks_remain)
 
 
-async def _await_cancellable(result: Awaitable[Any], cancel_flag: CancelFlag) -> bool:
-    """Await the job; return whether tasks of it remain that would not end."""
+async def _await_cancellable(result: Awaitable[Any], cancel_flag: CancelFlag) -> tuple[BaseException | None, bool]:
+    """Await the job; return what it raised, if anything, and whether tasks of it remain that would not end."""
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(result)
+    raised: BaseException | None = None
+
+    def leave() -> None:
+        if task.cancel():  # a job that has returned meanwhile has noticed nothing
+            cancel_flag.noticed = True
 
     def interrupt() -> None:
-        cancel_flag.noticed = True
-        loop.call_soon_threadsafe(task.cancel)
+        loop.call_soon_threadsafe(leave)
 
     cancel_flag.interrupt_with(interrupt)
     try:
         await task
+    except BaseException as error:  # told once the other tasks have ended
+        raised = error
     finally:
         cancel_flag.interrupt_with(None)
-        tasks_remain = await _end_other_tasks()
-    return tasks_remain
+    return raised, await _end_other_tasks()
 
 
 async def _end_other_tasks() -> bool:
@@ -87,15 +96,23 @@ async def _end_other_tasks() -> bool:
     return bool(remaining)
 
 
-def _told(error: BaseException) -> Raised:
+def _told(error: BaseException, *, tasks_remain: bool) -> Raised:
     return Raised(
         error_type=clean(_type_name(error), ERROR_TYPE_LENGTH_MAX),
         error_message=clean(_message(error), ERROR_MESSAGE_LENGTH_MAX),
         error_detail=clean(_detail(error), ERROR_DETAIL_LENGTH_MAX),
         retryable=not isinstance(error, NoRetry | PayloadError),
-        retry_after_seconds=error.delay_seconds if isinstance(error, Retry) else None,
-        process_is_spent=isinstance(error, _ENDS_THE_PROCESS),
+        retry_after_seconds=_asked_delay_seconds(error),
+        process_is_spent=tasks_remain or isinstance(error, _ENDS_THE_PROCESS),
     )
+
+
+def _asked_delay_seconds(error: BaseException) -> float | None:
+    """What a job asks for may be anything; the supervisor is told a delay that it can count with, or none."""
+    asked = error.delay_seconds if isinstance(error, Retry) else None
+    if not isinstance(asked, int | float) or asked != asked:
+        return None
+    return float(min(max(asked, 0), _RETRY_AFTER_SECONDS_MAX))
 
 
 def _type_name(error: BaseException) -> str:

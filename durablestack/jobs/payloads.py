@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_origin
 
 import msgspec
 
@@ -27,7 +27,8 @@ class PayloadCodec:
         self._type_name = getattr(args_type, "__name__", str(args_type))
         try:
             self._decoder = msgspec.json.Decoder(args_type)
-        except (TypeError, NotImplementedError) as error:
+            msgspec.json.schema(args_type, schema_hook=_refuse_foreign_type)  # a decoder would take any class
+        except (TypeError, NotImplementedError, NameError) as error:
             raise JobDefinitionError(
                 f"job {job_name!r}: arguments of type {self._type_name} cannot be read from JSON ({error}); "
                 "use a msgspec Struct, a dataclass, a TypedDict or builtin types"
@@ -46,6 +47,8 @@ class PayloadCodec:
         try:
             payload = msgspec.json.encode(args)
             text = payload.decode()
+            # a float that is not finite is written as null, and would be read as None
+            non_finite = b"null" in payload and _holds_non_finite_float(msgspec.to_builtins(args))
         except _ENCODING_ERRORS as error:
             raise PayloadError(f"arguments of job {self._job_name!r} cannot be written as JSON: {error}") from None
         if len(payload) > bytes_max:
@@ -53,7 +56,7 @@ class PayloadCodec:
                 f"arguments of job {self._job_name!r} are {len(payload)} bytes of JSON; allowed are {bytes_max} "
                 "(option payload_bytes_max): store large data elsewhere, and pass where it is"
             )
-        if b"null" in payload and _holds_non_finite_float(msgspec.to_builtins(args)):
+        if non_finite:
             raise PayloadError(f"arguments of job {self._job_name!r} hold a float that is not finite; JSON has none")
         self.decode(text)
         return text
@@ -72,13 +75,23 @@ class PayloadCodec:
             ) from None
 
 
+def _refuse_foreign_type(kind: Any) -> dict[str, Any]:
+    """Asked by msgspec about a type that it does not know. It will do if a JSON value can be one, as with `object`."""
+    if any(issubclass(json_type, get_origin(kind) or kind) for json_type in (dict, list, str, int, float)):
+        return {"title": str(kind)}
+    raise TypeError(f"type {getattr(kind, '__name__', kind)} is unknown to it")
+
+
 def _holds_non_finite_float(value: Any) -> bool:
-    if isinstance(value, float):
-        return not math.isfinite(value)
-    if isinstance(value, dict):
-        return any(map(_holds_non_finite_float, value.values()))
-    if isinstance(value, list | tuple | set | frozenset):
-        return any(map(_holds_non_finite_float, value))
+    waiting = [value]  # not recursive: what msgspec can write may be nested deeper than Python calls may be
+    while waiting:
+        match waiting.pop():
+            case float() as number if not math.isfinite(number):
+                return True
+            case dict() as members:
+                waiting += members.values()
+            case list() | tuple() | set() | frozenset() as items:
+                waiting += items
     return False
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
+from types import FunctionType
 from typing import Any, TypeVar, overload
 
 from msgspec import Struct
@@ -110,10 +110,10 @@ def durable_job(
 
 def declaration_of(job: Any) -> JobDeclaration | None:
     """What `@durable_job` was told about exactly this class or function; a subclass does not inherit it."""
-    try:
-        declaration = vars(job).get(_MARK)
-    except TypeError:  # not everything that stands in a module has a namespace
+    # the type, not isinstance: a lazy proxy that stands in a module is not to be woken
+    if not issubclass(type(job), (type, FunctionType)):
         return None
+    declaration = vars(job).get(_MARK)
     return declaration if isinstance(declaration, JobDeclaration) else None
 
 
@@ -188,7 +188,10 @@ class JobRegistry:
 
 def _register(declaration: JobDeclaration, job: Callable[..., Any]) -> JobRegistration:
     execute = _execute_of(job)
-    args_parameter, takes_context = _parameters(declaration.name, execute, is_method=inspect.isclass(job))
+    is_method = inspect.isclass(job) and not isinstance(
+        inspect.getattr_static(job, "execute"), staticmethod | classmethod
+    )
+    args_parameter, takes_context = _parameters(declaration.name, execute, is_method=is_method)
     args_type = _annotated_type(declaration.name, execute, args_parameter) if args_parameter else None
     return JobRegistration(
         name=declaration.name,
@@ -212,10 +215,17 @@ def _execute_of(job: Any) -> Callable[..., Any]:
                 "execute(self, args, context) or execute(self, context)"
             )
         _refuse_constructor_arguments(job)
-        return execute  # type: ignore[no-any-return]
+        return _refuse_generator(job, execute)
     if inspect.isfunction(job):
-        return job
+        return _refuse_generator(job, job)
     raise JobDefinitionError(f"{job!r} cannot be a job: a job is a class with a method execute, or a function")
+
+
+def _refuse_generator(job: Any, execute: Callable[..., Any]) -> Callable[..., Any]:
+    """Calling a generator does nothing: its runs would succeed without having begun."""
+    if inspect.isgeneratorfunction(execute) or inspect.isasyncgenfunction(execute):
+        raise JobDefinitionError(f"job {_place(job)} holds a yield, so calling it would do nothing; take it out")
+    return execute
 
 
 def _refuse_constructor_arguments(job: type) -> None:
@@ -291,8 +301,8 @@ def _check(declaration: JobDeclaration) -> None:
 
 
 def _check_seconds(name: str, option: str, value: Any, *, zero_allowed: bool) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or value < 0 or (value == 0 and not zero_allowed) or value > 10 * 366 * 86_400:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= 10 * 366 * 86_400 or (value == 0 and not zero_allowed):  # nor is NaN
         allowed = "0 or more" if zero_allowed else "more than 0"
         raise JobDefinitionError(f"job {name!r}: {option} is {value!r}; it must be {allowed} seconds, at most 10 years")
 

@@ -62,7 +62,7 @@ class CursorTransaction:
 
 
 def in_callers_transaction(connection: Any, driver: str) -> CursorTransaction:
-    """The caller's own transaction: nothing is begun, committed or rolled back here.
+    """The caller's own transaction: it is neither committed nor rolled back here.
 
     Raises:
         StoreError: the connection is not one of the store's driver, or is asynchronous.
@@ -81,31 +81,54 @@ def driver_connection(connection: Any, driver: str) -> Any:
     Raises:
         StoreError: there is none of this driver in it.
     """
-    inner = getattr(connection, "driver_connection", None)
-    if inner is None:
-        inner = getattr(connection, "connection", None)
-        if callable(inner):  # a SQLAlchemy session
-            inner = inner()
-    if inner is not None:
-        return driver_connection(inner, driver)
-    if not any(kind.__module__.partition(".")[0] == driver for kind in type(connection).__mro__):
-        raise StoreError(
-            f"connection= is a {type(connection).__module__}.{type(connection).__qualname__}; "
-            f"this store takes connections of {driver}, or a SQLAlchemy connection or session over one"
-        )
+    while not _is_of(driver, connection):
+        if _waits_to_begin(connection):
+            connection.begin()
+        connection = _opened(connection, _wrapped(connection), driver)
     return connection
 
 
 async def async_driver_connection(connection: Any, driver: str) -> Any:
-    """The same, where it has to be awaited: out of SQLAlchemy's asynchronous session or connection.
+    """The same, where it may have to be awaited: in SQLAlchemy's asynchronous session or connection.
 
     Raises:
         StoreError: there is none of this driver in it.
     """
-    way_in = getattr(connection, "get_raw_connection", None) or getattr(connection, "connection", None)
-    if inspect.iscoroutinefunction(way_in):
-        return await async_driver_connection(await way_in(), driver)
-    return driver_connection(connection, driver)
+    while not _is_of(driver, connection):
+        if _waits_to_begin(connection):
+            await _awaited(connection.begin())
+        connection = _opened(connection, await _awaited(_wrapped(connection)), driver)
+    return connection
+
+
+def _is_of(driver: str, connection: Any) -> bool:
+    return any(kind.__module__.partition(".")[0] == driver for kind in type(connection).__mro__)
+
+
+async def _awaited(value: Any) -> Any:
+    return await value if inspect.isawaitable(value) else value
+
+
+def _waits_to_begin(connection: Any) -> bool:
+    """SQLAlchemy's connection begins when it executes, and commits only what it has begun."""
+    return hasattr(connection, "exec_driver_sql") and not connection.in_transaction()
+
+
+def _wrapped(connection: Any) -> Any:
+    for name in ("get_raw_connection", "driver_connection", "connection"):
+        wrapped = getattr(connection, name, None)
+        if wrapped is not None:
+            return wrapped() if inspect.ismethod(wrapped) else wrapped  # a connection may be callable: sqlite3's is
+    return None
+
+
+def _opened(connection: Any, wrapped: Any, driver: str) -> Any:
+    if wrapped is None or wrapped is connection:  # psycopg's is its own `connection`
+        raise StoreError(
+            f"connection= is a {type(connection).__module__}.{type(connection).__qualname__}; "
+            f"this store takes connections of {driver}, or a SQLAlchemy connection or session over one"
+        )
+    return wrapped
 
 
 # --- SQLite

@@ -23,6 +23,9 @@ from msgspec import Struct
 
 from durablestack.runs import Attempt, Lease, NewRun, Outcome, Run, RunStatus
 
+EXPIRED_PER_CLAIM_MAX = 100
+"""How many expired leases one claim deals with at most."""
+
 ATTEMPTS_KEPT_MAX = 50
 """How many attempts the history of one run holds; the oldest go first."""
 

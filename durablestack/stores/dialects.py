@@ -88,9 +88,11 @@ def _same(value: Any) -> Any:
 POSTGRES = Dialect(
     name="postgres",
     migrations="postgres",
+    # without statistics the planner expects few rows and sorts them: after a bulk enqueue, the whole backlog per claim
     begin=(
         "begin isolation level read committed; set local statement_timeout = {timeout_ms}; "
-        "set local lock_timeout = {timeout_ms}; set local idle_in_transaction_session_timeout = 15000"
+        "set local lock_timeout = {timeout_ms}; set local idle_in_transaction_session_timeout = 15000; "
+        "set local enable_bitmapscan = off"
     ),
     # clock_timestamp(), since now() is the start of the transaction, which may have waited for a lock;
     # as a subquery, since a volatile function is no index condition

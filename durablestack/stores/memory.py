@@ -33,7 +33,7 @@ from durablestack.runs import (
     Succeeded,
 )
 
-from .contract import ATTEMPTS_KEPT_MAX, Claim, Claimed, ExpiredRun, Extended
+from .contract import ATTEMPTS_KEPT_MAX, EXPIRED_PER_CLAIM_MAX, Claim, Claimed, ExpiredRun, Extended
 
 
 def _utc_now() -> datetime:
@@ -99,7 +99,7 @@ class InMemoryStore:
 
     def claim_due_runs(self, claim: Claim) -> Claimed:
         with self._locked() as now:
-            expired = [self._end_expired_lease(run, now) for run in self._expired(now)[: claim.batch_size]]
+            expired = [self._end_expired_lease(run, now) for run in self._expired(now)[:EXPIRED_PER_CLAIM_MAX]]
             runs = [self._leased_by(claim, run, now) for run in self._take_due(claim, now)]
         return Claimed(runs, expired)
 
@@ -220,9 +220,7 @@ class InMemoryStore:
             case Released() if not cancel_requested:
                 scheduled_for = min(run.scheduled_for, now)
                 self._put(
-                    self._unleased(
-                        run, status=RunStatus.PENDING, attempt=run.attempt - 1, scheduled_for=scheduled_for
-                    )
+                    self._unleased(run, status=RunStatus.PENDING, attempt=run.attempt - 1, scheduled_for=scheduled_for)
                 )
             case Cancelled() | Released():
                 cancelled = outcome if isinstance(outcome, Cancelled) else Cancelled(outcome.lease)

@@ -30,7 +30,7 @@ from durablestack.runs import (
 
 from . import migrate
 from .connections import Connections, Transaction, async_driver_connection, in_callers_transaction
-from .contract import ATTEMPTS_KEPT_MAX, Claim, Claimed, ExpiredRun, Extended
+from .contract import ATTEMPTS_KEPT_MAX, EXPIRED_PER_CLAIM_MAX, Claim, Claimed, ExpiredRun, Extended
 from .dialects import Dialect
 from .statements import ATTEMPT_COLUMNS, RUN_COLUMNS, TEMPLATES
 
@@ -113,7 +113,7 @@ class SqlStore:
 
     def claim_due_runs(self, claim: Claim) -> Claimed:
         with self._connections.transaction() as tx:
-            expired = self._end_expired_leases(tx, claim.batch_size)
+            expired = self._end_expired_leases(tx)
             due = self._fetch(tx, "RUNS_DUE_SELECT", job_names=list(claim.job_names), limit=claim.batch_size)
             if due:
                 self._run(
@@ -141,8 +141,8 @@ class SqlStore:
             lease_token=claim.lease_token,
         )
 
-    def _end_expired_leases(self, tx: Transaction, batch_size: int) -> list[ExpiredRun]:
-        rows = self._fetch(tx, "RUNS_EXPIRED_SELECT", limit=batch_size)
+    def _end_expired_leases(self, tx: Transaction) -> list[ExpiredRun]:
+        rows = self._fetch(tx, "RUNS_EXPIRED_SELECT", limit=EXPIRED_PER_CLAIM_MAX)
         return [self._end_expired_lease(tx, *row) for row in rows]
 
     def _end_expired_lease(

@@ -269,9 +269,7 @@ from (
 ) as due
 """
 
-ATTEMPTS_SELECT = (
-    f"select {ATTEMPT_COLUMNS}\nfrom {{attempts}}\nwhere run_id = :run_id\norder by attempt, ended_at_utc"
-)
+ATTEMPTS_SELECT = f"select {ATTEMPT_COLUMNS}\nfrom {{attempts}}\nwhere run_id = :run_id\norder by attempt, ended_at_utc"
 
 # --- prune
 

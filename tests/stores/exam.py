@@ -7,7 +7,7 @@ place (memory | sqlite | postgres) --open_store--> store --claim--> leases --> o
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
@@ -53,7 +53,7 @@ class Place:
     table_prefix: str
 
     def open(self, *, timeout_seconds: float = 10.0, connections_max: int = 4) -> Store:
-        options = DurableStackOptions(database_url=self.database_url, database_table_prefix=self.table_prefix)
+        options = DurableStackOptions(database_url=self.database_url, database_table_prefix=self.table_prefix or None)
         return open_store(options, connections_max=connections_max, timeout_seconds=timeout_seconds)
 
     def through(self, port: int) -> "Place":
@@ -186,18 +186,27 @@ def make_due(store: Store, *run_ids: UUID) -> None:
     _age(store, "scheduled_for", run_ids)
 
 
+def postpone(store: Store, *run_ids: UUID) -> None:
+    """Let the run be due in a day."""
+    for run_id in run_ids:
+        _set_instant(store, run_id, "scheduled_for", store.now() + LONG_AGO)
+
+
 def _age(store: Store, instant: str, run_ids: Sequence[UUID]) -> None:
     for run_id in run_ids:
         run = the_run(store, run_id)
         value = getattr(run, instant)
         assert value is not None, f"run {run_id} is {run.status} and has no {instant}"
-        earlier = min(value, store.now()) - LONG_AGO
-        match store:
-            case InMemoryStore():
-                with store._locked():
-                    store._put(replace(run, **{instant: earlier}))
-            case SqlStore():
-                change(store, f"update {{runs}} set {instant}_utc = :earlier where id = :id", earlier=earlier, id=run_id)
+        _set_instant(store, run_id, instant, min(value, store.now()) - LONG_AGO)
+
+
+def _set_instant(store: Store, run_id: UUID, instant: str, value: datetime) -> None:
+    match store:
+        case InMemoryStore():
+            with store._locked():
+                store._put(replace(store._runs[run_id], **{instant: value}))
+        case SqlStore():
+            change(store, f"update {{runs}} set {instant}_utc = :value where id = :id", value=value, id=run_id)
 
 
 def change(store: Store, template: str, **parameters: Any) -> None:

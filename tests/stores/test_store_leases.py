@@ -135,7 +135,9 @@ def test_a_stale_lease_shown_beside_the_current_one_does_no_harm(store: Store, s
 
 
 @every_outcome
-def test_the_same_worker_name_and_the_same_attempt_are_no_proof(store: Store, outcome: Callable[[Lease], Outcome]) -> None:
+def test_the_same_worker_name_and_the_same_attempt_are_no_proof(
+    store: Store, outcome: Callable[[Lease], Outcome]
+) -> None:
     stale = enqueue_and_claim(store)
     store.record([Released(stale)])
     current = claim_one(store)
@@ -157,7 +159,9 @@ def test_a_zombie_cannot_overwrite_a_reclaimed_run(store: Store, outcome: Callab
 
 
 @every_outcome
-def test_a_zombie_cannot_overwrite_a_run_that_is_pending_again(store: Store, outcome: Callable[[Lease], Outcome]) -> None:
+def test_a_zombie_cannot_overwrite_a_run_that_is_pending_again(
+    store: Store, outcome: Callable[[Lease], Outcome]
+) -> None:
     stale = enqueue_and_claim(store)
     age_lease(store, stale.run_id)
     claim(store, job_names=[])
@@ -178,7 +182,9 @@ def test_a_zombie_cannot_overwrite_what_another_has_ended(store: Store, outcome:
 
 
 @every_outcome
-def test_an_expired_lease_that_nobody_reclaimed_may_be_recorded(store: Store, outcome: Callable[[Lease], Outcome]) -> None:
+def test_an_expired_lease_that_nobody_reclaimed_may_be_recorded(
+    store: Store, outcome: Callable[[Lease], Outcome]
+) -> None:
     lease = enqueue_and_claim(store)
     age_lease(store, lease.run_id)
     assert store.record([outcome(lease)]) == {lease.run_id}

@@ -168,14 +168,13 @@ def test_a_flood_of_output_is_bounded_and_harms_nobody(sqlite_bench: Bench) -> N
     assert _resident_mebibytes(worker.pid) < 200
 
 
-def test_a_process_left_behind_does_not_hold_the_outcome_back(sqlite_bench: Bench) -> None:
-    worker = sqlite_bench.worker()
+def test_a_process_left_behind_does_not_hold_the_outcome_back_and_is_ended(sqlite_bench: Bench) -> None:
+    sqlite_bench.worker()
     run_id = sqlite_bench.client.enqueue("leaves-things-behind")
     sqlite_bench.until(run_id, RunStatus.SUCCEEDED, within_seconds=20)
     left = next(int(note.what.removeprefix("left-")) for note in sqlite_bench.notes(run_id))
-    worker.terminate()
-    assert worker.exit_code() == 0
     eventually(lambda: not still_running(left), what="the end of what the job left running")
+    neighbours_do_not_notice(sqlite_bench)
 
 
 def test_a_fork_in_a_job_does_not_end_its_run_twice(sqlite_bench: Bench) -> None:

@@ -1,0 +1,13 @@
+"""How the documentation is built: `python -m sphinx -W -b html docs <folder>`. Needs no network."""
+
+from importlib import metadata
+
+project = "DurableStack"
+release = metadata.version("durablestack")
+
+extensions = ["myst_parser"]
+source_suffix = {".md": "markdown"}
+myst_heading_anchors = 3
+
+html_theme = "furo"
+html_title = f"DurableStack {release}"
