@@ -166,10 +166,16 @@ def descendants(leave_out: frozenset[int] = frozenset()) -> frozenset[int]:
 
 def _children(pid: int) -> frozenset[int]:
     found: set[int] = set()
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+    for path in _children_files(pid):
         with suppress(OSError):  # the thread, or the process, has just ended
             found |= {int(child) for child in path.read_text().split()}
     return frozenset(found)
+
+
+def _children_files(pid: int) -> list[Path]:
+    with suppress(OSError):  # ended, while we look
+        return list(Path(f"/proc/{pid}/task").glob("*/children"))
+    return []
 
 
 def _lasts(pid: int) -> bool:

@@ -122,8 +122,8 @@ class DurableStackOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     terminate_grace_seconds: Seconds = 1.0
     """From SIGTERM to SIGKILL."""
     restart_limit: Amount = 10
-    """More deaths of children than this, within `restart_period_seconds`, and the worker counts as degraded: it says so,
-    and goes on with growing delays."""
+    """More deaths of children than this within `restart_period_seconds`, and the worker counts as degraded: it says
+    so, and goes on with growing delays."""
     restart_period_seconds: PositiveSeconds = 60.0
     startup_timeout_seconds: PositiveSeconds = 60.0
     shutdown_drain_timeout_seconds: Seconds = 10.0

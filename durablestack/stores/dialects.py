@@ -29,6 +29,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
         lock_hint, skip_locked_hint: the same, after the table's name.
         limit: at the end of an ordered select: at most `:limit` rows.
         or_ignore: at the end of an insert: leave a row alone whose key is there already.
+        quote: how the name of a table is written.
         parameter: how the driver writes the parameter `{name}`.
         overrides: statements that this database says in its own way, by name.
         facts: queries of one value each, about its version and settings, for people who look for a fault.
@@ -45,6 +46,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
     to_database: Callable[[Any], Any]
     to_uuid: Callable[[Any], UUID | None]
     to_datetime: Callable[[Any], datetime | None]
+    quote: str = '"{}"'
     for_update: str = ""
     skip_locked: str = ""
     lock_hint: str = ""
@@ -54,13 +56,16 @@ class Dialect(Struct, frozen=True, kw_only=True):
     overrides: Mapping[str, str] = {}
     facts: Mapping[str, str] = {}
 
+    def quoted(self, identifier: str) -> str:
+        """A name of a table or an index; the prefix in it was checked with the options, and is quoted all the same."""
+        return self.quote.format(identifier)
+
     def render(self, name: str, template: str, prefix: str) -> str:
         """The statement called `name` as this database and its driver take it."""
         words = {
-            "jobs": f"{prefix}durable_stack_jobs",
-            "runs": f"{prefix}durable_stack_job_runs",
-            "attempts": f"{prefix}durable_stack_job_run_attempts",
-            "migrations": f"{prefix}durable_stack_schema_migrations",
+            "runs": self.quoted(f"{prefix}durable_stack_job_runs"),
+            "attempts": self.quoted(f"{prefix}durable_stack_job_run_attempts"),
+            "migrations": self.quoted(f"{prefix}durable_stack_schema_migrations"),
             "now": self.now,
             "now_plus_seconds": self.now_plus_seconds,
             "now_minus_seconds": self.now_minus_seconds,

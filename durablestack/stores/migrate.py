@@ -21,7 +21,7 @@ _LOCK = {
     "sqlite": "select 1",  # begin immediate holds the only lock there is
 }
 _CREATE_VERSIONS = """
-create table if not exists {prefix}durable_stack_schema_migrations (
+create table if not exists {migrations} (
     version integer not null primary key,
     compatible_from integer not null,
     applied_at_utc {timestamp} not null
@@ -39,13 +39,18 @@ def migrate(connections: Connections, dialect: Dialect, prefix: str) -> list[int
         return []  # no DDL, no lock, no rights needed for either
     with connections.transaction() as tx:
         tx.run(_LOCK[dialect.name].format(key=zlib.crc32(f"durablestack {prefix}".encode())), {})
-        tx.run(_CREATE_VERSIONS.format(prefix=prefix, timestamp=_TIMESTAMP[dialect.name]), {})
+        tx.run(_create_versions(dialect, prefix), {})
         applied = {version for version, _ in tx.fetch(dialect.render("", TEMPLATES["MIGRATIONS_SELECT"], prefix), {})}
         missing = [version for version in range(1, SCHEMA_VERSION + 1) if version not in applied]
         for version in missing:
             _apply(tx, dialect, prefix, version)
     verify(connections, dialect, prefix)
     return missing
+
+
+def _create_versions(dialect: Dialect, prefix: str) -> str:
+    migrations = dialect.quoted(f"{prefix}durable_stack_schema_migrations")
+    return _CREATE_VERSIONS.format(migrations=migrations, timestamp=_TIMESTAMP[dialect.name])
 
 
 def verify(connections: Connections, dialect: Dialect, prefix: str) -> None:
@@ -82,7 +87,8 @@ def _versions(connections: Connections, dialect: Dialect, prefix: str) -> dict[i
 def _apply(tx: Transaction, dialect: Dialect, prefix: str, version: int) -> None:
     folder = files("durablestack.stores").joinpath("migrations", dialect.migrations)
     file = next(file for file in folder.iterdir() if file.name.startswith(f"{version:03}_"))
-    script = re.sub(r"--[^\n]*", "", file.read_text(encoding="utf-8")).replace("{prefix}", prefix)
+    script = re.sub(r"--[^\n]*", "", file.read_text(encoding="utf-8"))
+    script = re.sub(r"\{prefix\}(\w+)", lambda found: dialect.quoted(prefix + found[1]), script)
     for statement in filter(None, map(str.strip, script.split(";"))):
         tx.run(statement, {})
     tx.run(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from durablestack.errors import OptionsError
 from durablestack.options import DurableStackOptions, StorageProvider
 
-from .connections import Connections, PostgresConnections, SqliteConnections
+from .connections import Connections
+from .connections.postgres import PostgresConnections
+from .connections.sqlite import SqliteConnections
 from .contract import Store
 from .dialects import POSTGRES, SQLITE
 from .memory import InMemoryStore
@@ -39,5 +41,5 @@ def open_store(
             )
             return SqlStore(connections, SQLITE, prefix)
     raise OptionsError(
-        f"StorageProvider: {provider.value} is not available in this version; allowed are: in_memory, postgres, sqlite"
+        f"storage_provider = {provider.value!r} is not available in this version; allowed: in_memory, postgres, sqlite"
     )

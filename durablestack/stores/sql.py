@@ -29,7 +29,8 @@ from durablestack.runs import (
 )
 
 from . import migrate
-from .connections import Connections, Transaction, async_driver_connection, in_callers_transaction
+from .connections import Connections, Transaction
+from .connections.callers import async_driver_connection, in_callers_transaction
 from .contract import ATTEMPTS_KEPT_MAX, EXPIRED_PER_CLAIM_MAX, Claim, Claimed, ExpiredRun, Extended
 from .dialects import Dialect
 from .statements import ATTEMPT_COLUMNS, RUN_COLUMNS, TEMPLATES

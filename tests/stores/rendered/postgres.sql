@@ -2,7 +2,7 @@
 select (select clock_timestamp())
 
 -- RUN_INSERT
-insert into durable_stack_job_runs (
+insert into "durable_stack_job_runs" (
   id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, requeued_from
 )
 values (
@@ -12,7 +12,7 @@ on conflict (id) do nothing
 
 -- RUNS_EXPIRED_SELECT
 select id, job_name, attempt, max_attempts, lease_owner, lease_token, started_at_utc, cancel_requested_at_utc
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where status = 'leased'
   and lease_until_utc <= (select clock_timestamp())
 order by id
@@ -20,7 +20,7 @@ limit %(limit)s
 for update skip locked
 
 -- RUN_EXPIRED_UPDATE
-update durable_stack_job_runs
+update "durable_stack_job_runs"
 set status = %(status)s,
     lease_owner = null,
     lease_token = null,
@@ -33,7 +33,7 @@ where id = %(id)s
 
 -- RUNS_DUE_SELECT
 select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where status = 'pending'
   and scheduled_for_utc <= (select clock_timestamp())
   and job_name = any(%(job_names)s)
@@ -42,7 +42,7 @@ limit %(limit)s
 for update skip locked
 
 -- RUNS_LEASE
-update durable_stack_job_runs
+update "durable_stack_job_runs"
 set status = 'leased',
     attempt = attempt + 1,
     lease_owner = %(worker_name)s,
@@ -54,32 +54,32 @@ where id = any(%(ids)s)
 
 -- RUNS_OF_CLAIM_SELECT
 select id, attempt, lease_owner
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where status = 'leased'
   and lease_token = %(lease_token)s
 order by id
 
 -- LEASES_SELECT_FOR_UPDATE
 select id, status, lease_token, last_token, started_at_utc, cancel_requested_at_utc
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where id = any(%(ids)s)
 order by id
 for update
 
 -- LEASES_EXTEND
-update durable_stack_job_runs
+update "durable_stack_job_runs"
 set lease_until_utc = (select clock_timestamp()) + make_interval(secs => %(seconds)s)
 where id = any(%(ids)s)
 
 -- CANCEL_REQUESTS_SELECT
 select id, lease_token
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where id = any(%(ids)s)
   and status = 'leased'
   and cancel_requested_at_utc is not null
 
 -- RUNS_SUCCEED
-update durable_stack_job_runs
+update "durable_stack_job_runs"
 set status = 'succeeded',
     completed_at_utc = (select clock_timestamp()),
     last_token = lease_token,
@@ -94,13 +94,13 @@ set status = 'succeeded',
 where id = any(%(ids)s)
 
 -- RUN_OUTPUT_UPDATE
-update durable_stack_job_runs
+update "durable_stack_job_runs"
 set stdout_tail = %(stdout_tail)s,
     stderr_tail = %(stderr_tail)s
 where id = %(id)s
 
 -- RUN_FAIL
-update durable_stack_job_runs
+update "durable_stack_job_runs"
 set status = 'failed',
     completed_at_utc = (select clock_timestamp()),
     last_token = lease_token,
@@ -115,7 +115,7 @@ set status = 'failed',
 where id = %(id)s
 
 -- RUN_RETRY
-update durable_stack_job_runs
+update "durable_stack_job_runs"
 set status = 'pending',
     scheduled_for_utc = (select clock_timestamp()) + make_interval(secs => %(seconds)s),
     last_token = lease_token,
@@ -130,7 +130,7 @@ set status = 'pending',
 where id = %(id)s
 
 -- RUN_CANCEL_LEASED
-update durable_stack_job_runs
+update "durable_stack_job_runs"
 set status = 'cancelled',
     completed_at_utc = (select clock_timestamp()),
     last_token = lease_token,
@@ -145,7 +145,7 @@ set status = 'cancelled',
 where id = %(id)s
 
 -- RUNS_RELEASE
-update durable_stack_job_runs
+update "durable_stack_job_runs"
 set status = 'pending',
     attempt = attempt - 1,
     scheduled_for_utc = case when scheduled_for_utc <= (select clock_timestamp()) then scheduled_for_utc else (select clock_timestamp()) end,
@@ -156,7 +156,7 @@ set status = 'pending',
 where id = any(%(ids)s)
 
 -- ATTEMPT_INSERT
-insert into durable_stack_job_run_attempts (
+insert into "durable_stack_job_run_attempts" (
   run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal
 )
 values (
@@ -164,18 +164,18 @@ values (
 )
 
 -- ATTEMPTS_FORGET
-delete from durable_stack_job_run_attempts
+delete from "durable_stack_job_run_attempts"
 where run_id = %(run_id)s
   and attempt <= %(attempt)s
 
 -- RUN_SELECT_FOR_UPDATE
 select status, job_name, payload, max_attempts
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where id = %(id)s
 for update
 
 -- RUN_CANCEL_PENDING
-update durable_stack_job_runs
+update "durable_stack_job_runs"
 set status = 'cancelled',
     completed_at_utc = (select clock_timestamp()),
     cancel_requested_at_utc = (select clock_timestamp()),
@@ -185,38 +185,38 @@ set status = 'cancelled',
 where id = %(id)s
 
 -- RUN_REQUEST_CANCEL
-update durable_stack_job_runs
+update "durable_stack_job_runs"
 set cancel_requested_at_utc = coalesce(cancel_requested_at_utc, (select clock_timestamp()))
 where id = %(id)s
 
 -- RUN_SELECT
 select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where id = %(id)s
 
 -- RUNS_SELECT_RECENT
 select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 order by id desc
 limit %(limit)s
 
 -- RUNS_SELECT_BY_STATUS
 select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where status = %(status)s
 order by id desc
 limit %(limit)s
 
 -- RUNS_SELECT_BY_JOB_NAME
 select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where job_name = %(job_name)s
 order by id desc
 limit %(limit)s
 
 -- RUNS_SELECT_BY_STATUS_AND_JOB_NAME
 select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where status = %(status)s
   and job_name = %(job_name)s
 order by id desc
@@ -224,21 +224,21 @@ limit %(limit)s
 
 -- RUNS_SELECT_DUE_FIRST
 select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where status = 'pending'
 order by scheduled_for_utc, id
 limit %(limit)s
 
 -- RUNS_COUNT_BY_STATUS
 select status, count(*)
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 group by status
 
 -- RUNS_COUNT_DUE
 select count(*)
 from (
   select id
-  from durable_stack_job_runs
+  from "durable_stack_job_runs"
   where status = 'pending'
     and scheduled_for_utc <= (select clock_timestamp())
     and job_name = any(%(job_names)s)
@@ -248,41 +248,41 @@ from (
 
 -- ATTEMPTS_SELECT
 select run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal
-from durable_stack_job_run_attempts
+from "durable_stack_job_run_attempts"
 where run_id = %(run_id)s
 order by attempt, ended_at_utc
 
 -- RUNS_PRUNABLE_SELECT
 select id
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where completed_at_utc <= (select clock_timestamp()) - make_interval(secs => %(seconds)s)
 order by completed_at_utc
 limit %(limit)s
 for update skip locked
 
 -- ATTEMPTS_DELETE
-delete from durable_stack_job_run_attempts
+delete from "durable_stack_job_run_attempts"
 where run_id = any(%(ids)s)
 
 -- RUNS_DELETE
-delete from durable_stack_job_runs
+delete from "durable_stack_job_runs"
 where id = any(%(ids)s)
 
 -- MIGRATIONS_SELECT
 select version, compatible_from
-from durable_stack_schema_migrations
+from "durable_stack_schema_migrations"
 order by version
 
 -- MIGRATION_INSERT
-insert into durable_stack_schema_migrations (version, compatible_from, applied_at_utc)
+insert into "durable_stack_schema_migrations" (version, compatible_from, applied_at_utc)
 values (%(version)s, %(compatible_from)s, (select clock_timestamp()))
 
 -- RUNS_PROBE
 select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, last_token, lease_seconds
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where 1 = 0
 
 -- ATTEMPTS_PROBE
 select run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal
-from durable_stack_job_run_attempts
+from "durable_stack_job_run_attempts"
 where 1 = 0

@@ -2,7 +2,7 @@
 select strftime('%Y-%m-%d %H:%M:%f000', 'now')
 
 -- RUN_INSERT
-insert into durable_stack_job_runs (
+insert into "durable_stack_job_runs" (
   id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, requeued_from
 )
 values (
@@ -12,14 +12,14 @@ on conflict (id) do nothing
 
 -- RUNS_EXPIRED_SELECT
 select id, job_name, attempt, max_attempts, lease_owner, lease_token, started_at_utc, cancel_requested_at_utc
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where status = 'leased'
   and lease_until_utc <= strftime('%Y-%m-%d %H:%M:%f000', 'now')
 order by id
 limit :limit
 
 -- RUN_EXPIRED_UPDATE
-update durable_stack_job_runs
+update "durable_stack_job_runs"
 set status = :status,
     lease_owner = null,
     lease_token = null,
@@ -32,7 +32,7 @@ where id = :id
 
 -- RUNS_DUE_SELECT
 select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where status = 'pending'
   and scheduled_for_utc <= strftime('%Y-%m-%d %H:%M:%f000', 'now')
   and job_name in (select value from json_each(:job_names))
@@ -40,7 +40,7 @@ order by scheduled_for_utc, id
 limit :limit
 
 -- RUNS_LEASE
-update durable_stack_job_runs
+update "durable_stack_job_runs"
 set status = 'leased',
     attempt = attempt + 1,
     lease_owner = :worker_name,
@@ -52,31 +52,31 @@ where id in (select value from json_each(:ids))
 
 -- RUNS_OF_CLAIM_SELECT
 select id, attempt, lease_owner
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where status = 'leased'
   and lease_token = :lease_token
 order by id
 
 -- LEASES_SELECT_FOR_UPDATE
 select id, status, lease_token, last_token, started_at_utc, cancel_requested_at_utc
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where id in (select value from json_each(:ids))
 order by id
 
 -- LEASES_EXTEND
-update durable_stack_job_runs
+update "durable_stack_job_runs"
 set lease_until_utc = strftime('%Y-%m-%d %H:%M:%f000', 'now', :seconds || ' seconds')
 where id in (select value from json_each(:ids))
 
 -- CANCEL_REQUESTS_SELECT
 select id, lease_token
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where id in (select value from json_each(:ids))
   and status = 'leased'
   and cancel_requested_at_utc is not null
 
 -- RUNS_SUCCEED
-update durable_stack_job_runs
+update "durable_stack_job_runs"
 set status = 'succeeded',
     completed_at_utc = strftime('%Y-%m-%d %H:%M:%f000', 'now'),
     last_token = lease_token,
@@ -91,13 +91,13 @@ set status = 'succeeded',
 where id in (select value from json_each(:ids))
 
 -- RUN_OUTPUT_UPDATE
-update durable_stack_job_runs
+update "durable_stack_job_runs"
 set stdout_tail = :stdout_tail,
     stderr_tail = :stderr_tail
 where id = :id
 
 -- RUN_FAIL
-update durable_stack_job_runs
+update "durable_stack_job_runs"
 set status = 'failed',
     completed_at_utc = strftime('%Y-%m-%d %H:%M:%f000', 'now'),
     last_token = lease_token,
@@ -112,7 +112,7 @@ set status = 'failed',
 where id = :id
 
 -- RUN_RETRY
-update durable_stack_job_runs
+update "durable_stack_job_runs"
 set status = 'pending',
     scheduled_for_utc = strftime('%Y-%m-%d %H:%M:%f000', 'now', :seconds || ' seconds'),
     last_token = lease_token,
@@ -127,7 +127,7 @@ set status = 'pending',
 where id = :id
 
 -- RUN_CANCEL_LEASED
-update durable_stack_job_runs
+update "durable_stack_job_runs"
 set status = 'cancelled',
     completed_at_utc = strftime('%Y-%m-%d %H:%M:%f000', 'now'),
     last_token = lease_token,
@@ -142,7 +142,7 @@ set status = 'cancelled',
 where id = :id
 
 -- RUNS_RELEASE
-update durable_stack_job_runs
+update "durable_stack_job_runs"
 set status = 'pending',
     attempt = attempt - 1,
     scheduled_for_utc = case when scheduled_for_utc <= strftime('%Y-%m-%d %H:%M:%f000', 'now') then scheduled_for_utc else strftime('%Y-%m-%d %H:%M:%f000', 'now') end,
@@ -153,7 +153,7 @@ set status = 'pending',
 where id in (select value from json_each(:ids))
 
 -- ATTEMPT_INSERT
-insert into durable_stack_job_run_attempts (
+insert into "durable_stack_job_run_attempts" (
   run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal
 )
 values (
@@ -161,17 +161,17 @@ values (
 )
 
 -- ATTEMPTS_FORGET
-delete from durable_stack_job_run_attempts
+delete from "durable_stack_job_run_attempts"
 where run_id = :run_id
   and attempt <= :attempt
 
 -- RUN_SELECT_FOR_UPDATE
 select status, job_name, payload, max_attempts
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where id = :id
 
 -- RUN_CANCEL_PENDING
-update durable_stack_job_runs
+update "durable_stack_job_runs"
 set status = 'cancelled',
     completed_at_utc = strftime('%Y-%m-%d %H:%M:%f000', 'now'),
     cancel_requested_at_utc = strftime('%Y-%m-%d %H:%M:%f000', 'now'),
@@ -181,38 +181,38 @@ set status = 'cancelled',
 where id = :id
 
 -- RUN_REQUEST_CANCEL
-update durable_stack_job_runs
+update "durable_stack_job_runs"
 set cancel_requested_at_utc = coalesce(cancel_requested_at_utc, strftime('%Y-%m-%d %H:%M:%f000', 'now'))
 where id = :id
 
 -- RUN_SELECT
 select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where id = :id
 
 -- RUNS_SELECT_RECENT
 select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 order by id desc
 limit :limit
 
 -- RUNS_SELECT_BY_STATUS
 select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where status = :status
 order by id desc
 limit :limit
 
 -- RUNS_SELECT_BY_JOB_NAME
 select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where job_name = :job_name
 order by id desc
 limit :limit
 
 -- RUNS_SELECT_BY_STATUS_AND_JOB_NAME
 select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where status = :status
   and job_name = :job_name
 order by id desc
@@ -220,21 +220,21 @@ limit :limit
 
 -- RUNS_SELECT_DUE_FIRST
 select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where status = 'pending'
 order by scheduled_for_utc, id
 limit :limit
 
 -- RUNS_COUNT_BY_STATUS
 select status, count(*)
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 group by status
 
 -- RUNS_COUNT_DUE
 select count(*)
 from (
   select id
-  from durable_stack_job_runs
+  from "durable_stack_job_runs"
   where status = 'pending'
     and scheduled_for_utc <= strftime('%Y-%m-%d %H:%M:%f000', 'now')
     and job_name in (select value from json_each(:job_names))
@@ -244,40 +244,40 @@ from (
 
 -- ATTEMPTS_SELECT
 select run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal
-from durable_stack_job_run_attempts
+from "durable_stack_job_run_attempts"
 where run_id = :run_id
 order by attempt, ended_at_utc
 
 -- RUNS_PRUNABLE_SELECT
 select id
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where completed_at_utc <= strftime('%Y-%m-%d %H:%M:%f000', 'now', -:seconds || ' seconds')
 order by completed_at_utc
 limit :limit
 
 -- ATTEMPTS_DELETE
-delete from durable_stack_job_run_attempts
+delete from "durable_stack_job_run_attempts"
 where run_id in (select value from json_each(:ids))
 
 -- RUNS_DELETE
-delete from durable_stack_job_runs
+delete from "durable_stack_job_runs"
 where id in (select value from json_each(:ids))
 
 -- MIGRATIONS_SELECT
 select version, compatible_from
-from durable_stack_schema_migrations
+from "durable_stack_schema_migrations"
 order by version
 
 -- MIGRATION_INSERT
-insert into durable_stack_schema_migrations (version, compatible_from, applied_at_utc)
+insert into "durable_stack_schema_migrations" (version, compatible_from, applied_at_utc)
 values (:version, :compatible_from, strftime('%Y-%m-%d %H:%M:%f000', 'now'))
 
 -- RUNS_PROBE
 select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, last_token, lease_seconds
-from durable_stack_job_runs
+from "durable_stack_job_runs"
 where 1 = 0
 
 -- ATTEMPTS_PROBE
 select run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal
-from durable_stack_job_run_attempts
+from "durable_stack_job_run_attempts"
 where 1 = 0

@@ -1,0 +1,96 @@
+"""Connections to SQLite, by the standard library's driver."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from durablestack.errors import SchemaError, StoreError, StoreUnavailable
+from durablestack.options import ConnectionTarget
+
+from .transaction import CursorTransaction, Transaction
+
+
+class SqliteConnections:
+    """One connection, used by one thread at a time: SQLite has a single writer anyway."""
+
+    driver = "sqlite3"
+
+    def __init__(self, target: ConnectionTarget, begin: str, *, synchronous: str, timeout_seconds: float) -> None:
+        self._path = Path(target.database or "")
+        self._begin = begin
+        self._synchronous = synchronous
+        self._timeout_seconds = timeout_seconds
+        self._connection: sqlite3.Connection | None = None
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        with self._locked() as cursor:
+            cursor.execute(self._begin)
+            try:
+                yield CursorTransaction(cursor)
+            except BaseException:
+                with suppress(sqlite3.Error):  # the error that brought us here is the one to tell
+                    cursor.execute("rollback")
+                raise
+            cursor.execute("commit")
+
+    @contextmanager
+    def read(self) -> Iterator[Transaction]:
+        with self._locked() as cursor:
+            yield CursorTransaction(cursor)
+
+    @contextmanager
+    def _locked(self) -> Iterator[sqlite3.Cursor]:
+        if not self._lock.acquire(timeout=self._timeout_seconds):
+            raise StoreUnavailable(f"SQLite file {self._path} was busy for {self._timeout_seconds:g} s in this process")
+        try:
+            if self._connection is None:
+                self._connection = self._connect()
+            yield self._connection.cursor()
+        except sqlite3.Error as error:
+            self._disconnect()
+            raise self._translated(error) from error
+        except UnicodeEncodeError as error:
+            self._disconnect()
+            raise StoreError(f"SQLite file {self._path}: text that was not cleaned: {error}") from error
+        except BaseException:
+            if self._connection is not None and self._connection.in_transaction:
+                self._disconnect()
+            raise
+        finally:
+            self._lock.release()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._path, timeout=self._timeout_seconds, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute("pragma journal_mode = wal")
+            connection.execute(f"pragma synchronous = {'normal' if self._synchronous == 'normal' else 'full'}")
+            connection.execute("pragma foreign_keys = on")
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _translated(self, error: sqlite3.Error) -> StoreError:
+        text = str(error)
+        if "no such table" in text or "no such column" in text or "has no column" in text:
+            return SchemaError(f"SQLite file {self._path}: {text}")
+        if isinstance(error, sqlite3.OperationalError):
+            return StoreUnavailable(f"SQLite file {self._path}: {text}")
+        return StoreError(f"SQLite file {self._path}: {text}")
+
+    def close(self) -> None:
+        with self._lock:
+            self._disconnect()
