@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from durablestack.errors import StoreError
 from durablestack.ids import new_run_id
 from durablestack.runs import (
     CANCELLED_MESSAGE,
@@ -33,20 +32,8 @@ from .connections import Connections, Transaction
 from .connections.callers import async_driver_connection, in_callers_transaction
 from .contract import ATTEMPTS_KEPT_MAX, EXPIRED_PER_CLAIM_MAX, Claim, Claimed, ExpiredRun, Extended
 from .dialects import Dialect
-from .statements import ATTEMPT_COLUMNS, RUN_COLUMNS, TEMPLATES
-
-_RUN_FIELDS = tuple(column.strip().removesuffix("_utc") for column in RUN_COLUMNS.split(","))
-_ATTEMPT_FIELDS = tuple(column.strip().removesuffix("_utc") for column in ATTEMPT_COLUMNS.split(","))
-_INSTANTS = {
-    "scheduled_for",
-    "created_at",
-    "started_at",
-    "completed_at",
-    "lease_until",
-    "cancel_requested_at",
-    "ended_at",
-}
-_UUIDS = {"id", "run_id", "lease_token", "requeued_from"}
+from .rows import Rows
+from .statements import TEMPLATES
 
 
 class SqlStore:
@@ -58,6 +45,7 @@ class SqlStore:
         self.dialect = dialect
         self.prefix = prefix
         self._connections = connections
+        self._rows = Rows(dialect)
         self._sql = {name: dialect.render(name, template, prefix) for name, template in TEMPLATES.items()}
 
     # --- schema
@@ -70,7 +58,7 @@ class SqlStore:
 
     def now(self) -> datetime:
         with self._connections.read() as tx:
-            return self._instant(self._fetch(tx, "CLOCK_SELECT")[0][0])
+            return self._rows.instant(self._fetch(tx, "CLOCK_SELECT")[0][0])
 
     def server_facts(self) -> dict[str, str]:
         with self._connections.read() as tx:
@@ -125,22 +113,7 @@ class SqlStore:
                     lease_token=claim.lease_token,
                     seconds=claim.lease_duration.total_seconds(),
                 )
-        return Claimed([self._claimed_run(row, claim) for row in due], expired)
-
-    def _claimed_run(self, row: Sequence[Any], claim: Claim) -> Run:
-        id, job_name, payload, scheduled_for, attempt, max_attempts, created_at = row
-        return Run(
-            id=self._uuid(id),
-            job_name=job_name,
-            status=RunStatus.LEASED,
-            payload=payload,
-            scheduled_for=self._instant(scheduled_for),
-            attempt=attempt + 1,
-            max_attempts=max_attempts,
-            created_at=self._instant(created_at),
-            lease_owner=claim.worker_name,
-            lease_token=claim.lease_token,
-        )
+        return Claimed([self._rows.claimed_run(row, claim) for row in due], expired)
 
     def _end_expired_leases(self, tx: Transaction) -> list[ExpiredRun]:
         rows = self._fetch(tx, "RUNS_EXPIRED_SELECT", limit=EXPIRED_PER_CLAIM_MAX)
@@ -175,7 +148,7 @@ class SqlStore:
             error_type=error_type,
             error_message=message,
         )
-        lease = Lease(self._uuid(id), self._uuid(token), attempt, owner or "")
+        lease = Lease(self._rows.uuid(id), self._rows.uuid(token), attempt, owner or "")
         failure = Failure(error_type=LEASE_EXPIRED, error_message=message)
         self._keep_attempt(tx, lease, AttemptOutcome.EXPIRED, started_at, failure)
         return ExpiredRun(lease.run_id, job_name, attempt, owner, status)
@@ -183,7 +156,7 @@ class SqlStore:
     def release_claim(self, lease_token: UUID) -> set[UUID]:
         with self._connections.read() as tx:
             rows = self._fetch(tx, "RUNS_OF_CLAIM_SELECT", lease_token=lease_token)
-        leases = [Lease(self._uuid(id), lease_token, attempt, owner) for id, attempt, owner in rows]
+        leases = [Lease(self._rows.uuid(id), lease_token, attempt, owner) for id, attempt, owner in rows]
         return self.record([Released(lease) for lease in leases])
 
     # --- hold
@@ -196,8 +169,8 @@ class SqlStore:
         cancel_requested: set[UUID] = set()
         with self._connections.transaction() as tx:
             for id, status, lease_token, _, _, cancel_requested_at in self._lock(tx, {run_id for run_id, _ in shown}):
-                run_id = self._uuid(id)
-                if status == RunStatus.LEASED and (run_id, self._uuid(lease_token)) in shown:
+                run_id = self._rows.uuid(id)
+                if status == RunStatus.LEASED and (run_id, self._rows.uuid(lease_token)) in shown:
                     held.add(run_id)
                     if cancel_requested_at is not None:
                         cancel_requested.add(run_id)
@@ -211,7 +184,7 @@ class SqlStore:
         shown = {(lease.run_id, lease.token) for lease in leases}
         with self._connections.read() as tx:
             rows = self._fetch(tx, "CANCEL_REQUESTS_SELECT", ids=sorted({run_id for run_id, _ in shown}))
-        wanted = {(self._uuid(id), self._uuid(token)) for id, token in rows}
+        wanted = {(self._rows.uuid(id), self._rows.uuid(token)) for id, token in rows}
         return {run_id for run_id, _ in wanted & shown}
 
     def _lock(self, tx: Transaction, ids: Collection[UUID]) -> list[tuple[Any, ...]]:
@@ -229,10 +202,10 @@ class SqlStore:
         with self._connections.transaction() as tx:
             rows = self._lock(tx, {run_id for run_id, _ in by_lease})
             for id, status, lease_token, last_token, started_at, cancel_requested_at in rows:
-                run_id = self._uuid(id)
-                if (run_id, self._uuid_or_none(last_token)) in by_lease:
+                run_id = self._rows.uuid(id)
+                if (run_id, self._rows.uuid_or_none(last_token)) in by_lease:
                     recorded.add(run_id)  # before, and the answer was lost
-                outcome = by_lease.get((run_id, self._uuid_or_none(lease_token)))
+                outcome = by_lease.get((run_id, self._rows.uuid_or_none(lease_token)))
                 if status == RunStatus.LEASED and outcome is not None:
                     current.append((outcome, started_at, cancel_requested_at is not None))
                     recorded.add(run_id)
@@ -336,12 +309,12 @@ class SqlStore:
     def get_run(self, run_id: UUID) -> Run | None:
         with self._connections.read() as tx:
             rows = self._fetch(tx, "RUN_SELECT", id=run_id)
-        return self._as_run(rows[0]) if rows else None
+        return self._rows.run(rows[0]) if rows else None
 
     def get_attempts(self, run_id: UUID) -> list[Attempt]:
         with self._connections.read() as tx:
             rows = self._fetch(tx, "ATTEMPTS_SELECT", run_id=run_id)
-        return [self._as_attempt(row) for row in rows]
+        return [self._rows.attempt(row) for row in rows]
 
     def list_runs(
         self, *, take: int, status: RunStatus | None = None, job_name: str | None = None, due_first: bool = False
@@ -361,7 +334,7 @@ class SqlStore:
             parameters["job_name"] = job_name
         with self._connections.read() as tx:
             rows = self._fetch(tx, name, **parameters)
-        return [self._as_run(row) for row in rows]
+        return [self._rows.run(row) for row in rows]
 
     def count_runs(self) -> dict[RunStatus, int]:
         with self._connections.read() as tx:
@@ -393,40 +366,6 @@ class SqlStore:
 
     def _run(self, tx: Transaction, name: str, **parameters: Any) -> None:
         tx.run(self._sql[name], self.dialect.bind(parameters))
-
-    def _as_run(self, row: Sequence[Any]) -> Run:
-        fields = self._decoded(_RUN_FIELDS, row)
-        return Run(**{**fields, "status": RunStatus(fields["status"])})
-
-    def _as_attempt(self, row: Sequence[Any]) -> Attempt:
-        fields = self._decoded(_ATTEMPT_FIELDS, row)
-        return Attempt(**{**fields, "outcome": AttemptOutcome(fields["outcome"])})
-
-    def _decoded(self, names: Sequence[str], row: Sequence[Any]) -> dict[str, Any]:
-        fields: dict[str, Any] = {}
-        for name, value in zip(names, row, strict=True):
-            if name in _UUIDS:
-                fields[name] = self.dialect.to_uuid(value)
-            elif name in _INSTANTS:
-                fields[name] = self.dialect.to_datetime(value)
-            else:
-                fields[name] = value
-        return fields
-
-    def _uuid(self, value: Any) -> UUID:
-        uuid = self.dialect.to_uuid(value)
-        if uuid is None:
-            raise StoreError("a row without an id, or a leased row without a token: the table was altered by hand")
-        return uuid
-
-    def _uuid_or_none(self, value: Any) -> UUID | None:
-        return self.dialect.to_uuid(value)
-
-    def _instant(self, value: Any) -> datetime:
-        instant = self.dialect.to_datetime(value)
-        if instant is None:
-            raise StoreError("a row without the instant that it must have: the table was altered by hand")
-        return instant
 
 
 def _error(failure: Failure) -> Mapping[str, Any]:

@@ -1,0 +1,85 @@
+"""From the rows of a database to runs and attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from durablestack.errors import StoreError
+from durablestack.runs import Attempt, AttemptOutcome, Run, RunStatus
+
+from .contract import Claim
+from .dialects import Dialect
+from .statements import ATTEMPT_COLUMNS, RUN_COLUMNS
+
+_RUN_FIELDS = tuple(column.strip().removesuffix("_utc") for column in RUN_COLUMNS.split(","))
+_ATTEMPT_FIELDS = tuple(column.strip().removesuffix("_utc") for column in ATTEMPT_COLUMNS.split(","))
+_INSTANTS = {
+    "scheduled_for",
+    "created_at",
+    "started_at",
+    "completed_at",
+    "lease_until",
+    "cancel_requested_at",
+    "ended_at",
+}
+_UUIDS = {"id", "run_id", "lease_token", "requeued_from"}
+
+
+class Rows:
+    """Reads what statements return, in the order of the columns that they name."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+
+    def run(self, row: Sequence[Any]) -> Run:
+        fields = self._decoded(_RUN_FIELDS, row)
+        return Run(**{**fields, "status": RunStatus(fields["status"])})
+
+    def attempt(self, row: Sequence[Any]) -> Attempt:
+        fields = self._decoded(_ATTEMPT_FIELDS, row)
+        return Attempt(**{**fields, "outcome": AttemptOutcome(fields["outcome"])})
+
+    def claimed_run(self, row: Sequence[Any], claim: Claim) -> Run:
+        """The run as the claim that read the row has left it."""
+        id, job_name, payload, scheduled_for, attempt, max_attempts, created_at = row
+        return Run(
+            id=self.uuid(id),
+            job_name=job_name,
+            status=RunStatus.LEASED,
+            payload=payload,
+            scheduled_for=self.instant(scheduled_for),
+            attempt=attempt + 1,
+            max_attempts=max_attempts,
+            created_at=self.instant(created_at),
+            lease_owner=claim.worker_name,
+            lease_token=claim.lease_token,
+        )
+
+    def uuid(self, value: Any) -> UUID:
+        uuid = self._dialect.to_uuid(value)
+        if uuid is None:
+            raise StoreError("a row without an id, or a leased row without a token: the table was altered by hand")
+        return uuid
+
+    def uuid_or_none(self, value: Any) -> UUID | None:
+        return self._dialect.to_uuid(value)
+
+    def instant(self, value: Any) -> datetime:
+        instant = self._dialect.to_datetime(value)
+        if instant is None:
+            raise StoreError("a row without the instant that it must have: the table was altered by hand")
+        return instant
+
+    def _decoded(self, names: Sequence[str], row: Sequence[Any]) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        for name, value in zip(names, row, strict=True):
+            if name in _UUIDS:
+                fields[name] = self._dialect.to_uuid(value)
+            elif name in _INSTANTS:
+                fields[name] = self._dialect.to_datetime(value)
+            else:
+                fields[name] = value
+        return fields
