@@ -125,7 +125,10 @@ class _ControlPipe:
             received = b""
         if not received:
             os._exit(EXIT_ORPHANED)
-        return [wire.decode_order(body) for body in self._frames.feed(received)]
+        try:
+            return [wire.decode_order(body) for body in self._frames.feed(received)]
+        except Exception:  # whatever wrote into our descriptor, it was not the supervisor
+            os._exit(EXIT_ORPHANED)
 
     def _wait_readable(self) -> None:
         """Look again and again: a descriptor that a job closes under a waiting `recv` would never be missed."""

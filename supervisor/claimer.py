@@ -87,17 +87,25 @@ class Claimer:
             batch_size=size,
             lease_duration=self._lease_duration,
         )
-        asked_at = boottime()
         try:
             await self._release_uncertain_claims()
-            claimed: Claimed = await ask_store(self._store.claim_due_runs, claim)
+            asked_at = boottime()
+            claimed = await self._ask_for_claim(claim)
         except StoreError as error:
-            self._failed(error, claim)
+            self._failed(error)
             return []
         self._answered()
         _log_expired(claimed.expired)
         self._leases.hold((run.lease for run in claimed.runs), asked_at, self._lease_duration)
         return claimed.runs
+
+    async def _ask_for_claim(self, claim: Claim) -> Claimed:
+        try:
+            return await ask_store(self._store.claim_due_runs, claim)
+        except StoreUnavailable as error:
+            if error.uncertain:
+                self._uncertain_claims.add(claim.lease_token)
+            raise
 
     async def _release_uncertain_claims(self) -> None:
         """Runs that a claim leased whose answer was lost: nobody works on them, and nobody else may."""
@@ -107,9 +115,7 @@ class Claimer:
             if released:
                 log.info("released %d runs of a claim whose answer was lost", len(released))
 
-    def _failed(self, error: StoreError, claim: Claim) -> None:
-        if isinstance(error, StoreUnavailable) and error.uncertain:
-            self._uncertain_claims.add(claim.lease_token)
+    def _failed(self, error: StoreError) -> None:
         if self._failures_in_a_row == 0:
             log.warning("could not claim, trying again until it works: %s", error)
         self._failures_in_a_row += 1

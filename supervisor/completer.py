@@ -97,7 +97,9 @@ class Completer:
             self._tell(run, outcome, was_recorded=run.id in recorded)
 
     async def _until_written(self, batch: Sequence[Outcome]) -> set[UUID]:
+        """Write until the database has answered for each; return the runs whose outcome it took."""
         backoff_seconds = _BACKOFF_SECONDS_FIRST
+        told_with_less = False
         while True:
             try:
                 return await ask_store(self._store.record, batch)
@@ -107,7 +109,9 @@ class Completer:
                 log.error("the database refuses %d outcomes: %s", len(batch), error)
                 if len(batch) > 1:
                     return {run_id for outcome in batch for run_id in await self._until_written([outcome])}
-                batch = [_told_with_less(batch[0], error)]
+                if told_with_less:  # left to the expiry of its lease; it must not hold up the others
+                    return set()
+                batch, told_with_less = [_told_with_less(batch[0], error)], True
             await anyio.sleep(backoff_seconds * random.uniform(0.8, 1.2))
             backoff_seconds = min(backoff_seconds * 2, _BACKOFF_SECONDS_MAX)
 

@@ -208,7 +208,7 @@ class Supervisor:
             return None
         options = self.stack.options
         if asked_seconds is not None:
-            return min(timedelta(seconds=max(asked_seconds, 0.0)), options.retry_max_delay)
+            return timedelta(seconds=min(max(asked_seconds, 0.0), options.retry_max_delay.total_seconds()))
         registration = self.stack.jobs.find(run.job_name)
         policy = RetryPolicy(
             behavior=registration.retry_behavior,

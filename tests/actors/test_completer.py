@@ -1,0 +1,239 @@
+"""The completer does not let go of an outcome until it is written, or refused for want of the lease."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from uuid import UUID
+
+import anyio
+import pytest
+from parts import BOOM, failed, leased_run
+
+from durablestack.errors import StoreError, StoreUnavailable
+from durablestack.runs import Cancelled, Failed, Outcome, Output, Released, Run, Succeeded
+from durablestack.supervisor.completer import Completer
+from durablestack.supervisor.leases import LeaseTable, boottime
+
+pytestmark = pytest.mark.anyio
+
+LEASE = timedelta(seconds=30)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("durablestack.supervisor.completer._BACKOFF_SECONDS_FIRST", 0.0)
+
+
+class Recorder:
+    """A store that fails as told, and then writes."""
+
+    def __init__(self, *failures: Exception, refuses: Callable[[Outcome], bool] = lambda outcome: False) -> None:
+        self.failures = list(failures)
+        self.refuses = refuses
+        self.not_ours: set[UUID] = set()
+        self.asked: list[list[Outcome]] = []
+        self.written: list[Outcome] = []
+        self.on_write: Callable[[], None] = lambda: None
+
+    def record(self, outcomes: Sequence[Outcome]) -> set[UUID]:
+        self.asked.append(list(outcomes))
+        if self.failures:
+            raise self.failures.pop(0)
+        if any(map(self.refuses, outcomes)):
+            raise StoreError("refused")
+        self.on_write()
+        self.written += outcomes
+        return {outcome.lease.run_id for outcome in outcomes} - self.not_ours
+
+
+class Desk:
+    """A completer with its table of leases, told of runs that have ended."""
+
+    def __init__(self, store: Recorder, *, room_for: int = 100) -> None:
+        self.leases = LeaseTable()
+        self.completer = Completer(store, self.leases, room_for=room_for)  # type: ignore[arg-type]
+
+    def record(self, make: Callable[[Run], Outcome]) -> Outcome:
+        run = leased_run()
+        self.leases.hold([run.lease], boottime(), LEASE)
+        outcome = make(run)
+        self.completer.record(run, outcome)
+        return outcome
+
+    async def finish(self) -> None:
+        self.completer.no_more_comes()
+        with anyio.fail_after(10):
+            await self.completer.run()
+
+
+def succeeded(run: Run) -> Outcome:
+    return Succeeded(run.lease, Output("out"))
+
+
+async def test_everything_is_written_before_the_completer_ends() -> None:
+    store = Recorder()
+    desk = Desk(store)
+    outcomes = [desk.record(succeeded) for _ in range(3)]
+    assert desk.completer.unrecorded == 3
+    await desk.finish()
+    assert store.asked == [outcomes]
+    assert desk.completer.unrecorded == 0
+    assert desk.completer.counts.succeeded == 3
+
+
+async def test_what_cannot_be_written_is_written_again_until_it_is() -> None:
+    store = Recorder(*[StoreUnavailable("away", uncertain=n % 2 == 0) for n in range(5)])
+    desk = Desk(store)
+    outcomes = [desk.record(succeeded), desk.record(failed)]
+    await desk.finish()
+    assert store.asked == [outcomes] * 6, "an outcome that cannot be written is not another outcome"
+    assert store.written == outcomes
+    assert (desk.completer.counts.succeeded, desk.completer.counts.failed) == (1, 1)
+
+
+async def test_leases_are_kept_until_the_outcome_is_written() -> None:
+    store = Recorder(StoreUnavailable("away"))
+    desk = Desk(store)
+    outcome = desk.record(succeeded)
+    held: list[object] = []
+    store.on_write = lambda: held.extend(desk.leases.held())
+    await desk.finish()
+    assert held == [outcome.lease]
+    assert desk.leases.held() == []
+
+
+async def test_what_gathers_while_one_batch_is_on_its_way_is_the_next_batch() -> None:
+    store = Recorder()
+    desk = Desk(store)
+    first, later = desk.record(succeeded), list[Outcome]()
+
+    def more() -> None:
+        if not later:
+            later.extend(anyio.from_thread.run_sync(desk.record, succeeded) for _ in range(3))
+
+    store.on_write = more
+    await desk.finish()
+    assert store.asked == [[first], later]
+
+
+async def test_a_batch_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("durablestack.supervisor.completer._BATCH_SIZE_MAX", 4)
+    store = Recorder()
+    desk = Desk(store)
+    outcomes = [desk.record(succeeded) for _ in range(10)]
+    await desk.finish()
+    assert [len(batch) for batch in store.asked] == [4, 4, 2]
+    assert store.written == outcomes
+
+
+async def test_one_outcome_that_the_database_refuses_does_not_block_the_others() -> None:
+    def too_much(outcome: Outcome) -> bool:
+        return isinstance(outcome, Failed) and outcome.failure == BOOM
+
+    store = Recorder(refuses=too_much)
+    desk = Desk(store)
+    outcomes = [desk.record(succeeded), desk.record(failed), desk.record(succeeded)]
+    await desk.finish()
+    assert {outcome.lease.run_id for outcome in store.written} == {outcome.lease.run_id for outcome in outcomes}
+    (told_with_less,) = (outcome for outcome in store.written if isinstance(outcome, Failed))
+    assert told_with_less.failure.error_type == "Unrecordable"
+    assert told_with_less.retry_after is None
+    assert desk.leases.held() == []
+    assert desk.completer.counts.succeeded == 2
+    assert desk.completer.counts.failed == 1
+
+
+@pytest.mark.parametrize("make", [succeeded, lambda run: Cancelled(run.lease, Output("out"))])
+async def test_an_outcome_whose_output_is_refused_is_written_without_it(make: Callable[[Run], Outcome]) -> None:
+    store = Recorder(refuses=lambda outcome: not isinstance(outcome, Released) and bool(outcome.output))
+    desk = Desk(store)
+    outcome = desk.record(make)
+    await desk.finish()
+    (written,) = store.written
+    assert type(written) is type(outcome)
+    assert written.lease == outcome.lease
+
+
+async def test_an_outcome_that_the_database_refuses_for_good_is_let_go_and_holds_up_no_other() -> None:
+    store = Recorder(refuses=lambda outcome: isinstance(outcome, Released))
+    desk = Desk(store)
+    desk.record(lambda run: Released(run.lease))
+    fine = desk.record(succeeded)
+    await desk.finish()
+    assert store.written == [fine]
+    assert (desk.completer.counts.succeeded, desk.completer.counts.refused) == (1, 1)
+
+
+async def test_an_outcome_whose_lease_is_no_longer_ours_is_let_go_and_counted_as_refused() -> None:
+    store = Recorder()
+    desk = Desk(store)
+    gone, ours = desk.record(succeeded), desk.record(succeeded)
+    store.not_ours.add(gone.lease.run_id)
+    await desk.finish()
+    assert store.asked == [[gone, ours]]
+    assert desk.leases.held() == []
+    assert (desk.completer.counts.refused, desk.completer.counts.succeeded) == (1, 1)
+
+
+async def test_every_kind_of_outcome_is_counted_as_what_it_is() -> None:
+    desk = Desk(Recorder())
+    desk.record(succeeded)
+    desk.record(failed)
+    desk.record(lambda run: Failed(run.lease, BOOM, timedelta(seconds=5)))
+    desk.record(lambda run: Cancelled(run.lease))
+    desk.record(lambda run: Released(run.lease))
+    await desk.finish()
+    counts = desk.completer.counts
+    assert (counts.succeeded, counts.failed, counts.retried, counts.cancelled, counts.released) == (1, 1, 1, 1, 1)
+    assert counts.refused == 0
+
+
+async def test_there_is_no_room_while_more_is_unwritten_than_may_be_held() -> None:
+    store = Recorder()
+    desk = Desk(store, room_for=2)
+    desk.record(succeeded)
+    with anyio.fail_after(1):
+        await desk.completer.has_room()
+    desk.record(succeeded)
+    waiting = anyio.Event()
+
+    async def wait_for_room() -> None:
+        waiting.set()
+        await desk.completer.has_room()
+        assert desk.completer.unrecorded < 2
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait_for_room)
+        await waiting.wait()
+        await desk.finish()
+
+
+async def test_the_completer_waits_for_work_and_takes_it_up_when_it_comes() -> None:
+    store, written = Recorder(), anyio.Event()
+    desk = Desk(store)
+    store.on_write = lambda: anyio.from_thread.run_sync(written.set)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(desk.completer.run)
+        await anyio.wait_all_tasks_blocked()
+        assert store.asked == []
+        desk.record(succeeded)
+        with anyio.fail_after(10):
+            await written.wait()
+        desk.completer.no_more_comes()
+
+
+async def test_a_completer_that_is_ended_still_knows_what_it_could_not_write() -> None:
+    store = Recorder(*[StoreUnavailable("away")] * 1_000_000)
+    desk = Desk(store)
+    desk.record(succeeded)
+    desk.completer.no_more_comes()
+    with anyio.move_on_after(0.05):
+        await desk.completer.run()
+    assert desk.completer.unrecorded == 1
+    assert len(desk.leases.held()) == 1

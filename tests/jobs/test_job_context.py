@@ -1,0 +1,63 @@
+"""What a job is told of its run, and how it learns that it should end."""
+
+import threading
+from typing import Any
+
+import pytest
+
+from durablestack.errors import RunCancelled
+from durablestack.jobs import JobContext
+from durablestack.jobs.context import CancelFlag
+
+
+def test_a_context_says_which_run_it_is_about(context: JobContext) -> None:
+    assert repr(context) == f"<JobContext job run {context.run_id} attempt 2/3>"
+
+
+def test_a_context_without_a_flag_is_never_cancelled(context: JobContext) -> None:
+    alone = JobContext(
+        run_id=context.run_id, job_name="job", attempt=1, max_attempts=1, scheduled_for=context.scheduled_for
+    )
+    assert not alone.cancelled
+    alone.raise_if_cancelled()
+
+
+def test_a_job_that_looks_notices(flag: CancelFlag, context: JobContext) -> None:
+    assert not context.cancelled
+    context.raise_if_cancelled()
+    assert not flag.noticed
+    flag.set()
+    assert not flag.noticed
+    assert context.cancelled
+    assert flag.noticed
+
+
+def test_a_job_that_asks_to_be_stopped_is(flag: CancelFlag, context: JobContext) -> None:
+    flag.set()
+    with pytest.raises(RunCancelled, match=str(context.run_id)):
+        context.raise_if_cancelled()
+    assert flag.noticed
+
+
+def test_waiting_ends_when_the_time_is_up_or_the_run_is_to_end(flag: CancelFlag, context: JobContext) -> None:
+    assert not context.wait_cancelled(0.001)
+    assert not flag.noticed
+    waited: list[Any] = []
+    waiting = threading.Thread(target=lambda: waited.append(context.wait_cancelled()))
+    waiting.start()
+    flag.set()
+    waiting.join(10)
+    assert waited == [True]
+    assert flag.noticed
+
+
+def test_an_interrupt_is_called_when_the_flag_is_set_or_at_once_if_it_is(flag: CancelFlag) -> None:
+    calls: list[str] = []
+    flag.interrupt_with(lambda: calls.append("later"))
+    assert calls == []
+    flag.set()
+    assert calls == ["later"]
+    flag.interrupt_with(lambda: calls.append("at once"))
+    flag.interrupt_with(None)
+    flag.set()
+    assert calls == ["later", "at once"]
