@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,8 @@ from durablestack.errors import SchemaError, StoreError, StoreUnavailable
 from durablestack.options import ConnectionTarget
 
 from .transaction import CursorTransaction, Transaction
+
+_LOCKED_SECONDS = 0.01
 
 
 class SqliteConnections:
@@ -70,13 +73,26 @@ class SqliteConnections:
             self._path, timeout=self._timeout_seconds, isolation_level=None, check_same_thread=False
         )
         try:
-            connection.execute("pragma journal_mode = wal")
+            self._use_write_ahead_log(connection)
             connection.execute(f"pragma synchronous = {'normal' if self._synchronous == 'normal' else 'full'}")
             connection.execute("pragma foreign_keys = on")
         except sqlite3.Error:
             connection.close()
             raise
         return connection
+
+    def _use_write_ahead_log(self, connection: sqlite3.Connection) -> None:
+        """The mode stays with the file. Changing it needs the file alone, for which SQLite itself does not wait."""
+        give_up_at = time.monotonic() + self._timeout_seconds
+        while True:
+            try:
+                if connection.execute("pragma journal_mode").fetchone() != ("wal",):
+                    connection.execute("pragma journal_mode = wal")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > give_up_at:
+                    raise
+            time.sleep(_LOCKED_SECONDS)
 
     def _disconnect(self) -> None:
         if self._connection is not None:
