@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import mmap
 import multiprocessing
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -143,9 +145,13 @@ def die(how: str) -> None:
                 except OSError:
                     continue
             time.sleep(30)
-        case "recursion-in-c":
-            sys.setrecursionlimit(10**9)
-            exec("f = lambda: f()\nclass A:\n def __getattr__(self, name): return getattr(self, name + 'x')\nA().x")
+        case "bus-error":
+            with tempfile.TemporaryFile() as file:
+                file.write(b"x" * 8192)
+                file.flush()
+                mapped = mmap.mmap(file.fileno(), 8192)
+                file.truncate(0)
+                mapped[4096]
 
 
 @durable_job(name="raises", max_attempts=2, retry_initial_delay_seconds=0.2)

@@ -20,7 +20,7 @@ DEATHS = {
     "keyboard-interrupt": ("KeyboardInterrupt", None),
     "closes-all-descriptors": ("ProtocolError", None),
     "writes-garbage-into-every-descriptor": ("ProtocolError", "SIGKILL"),
-    "recursion-in-c": ("ChildCrashed", "SIGSEGV"),
+    "bus-error": ("ChildCrashed", "SIGBUS"),
 }
 
 
