@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 JobReference = str | Callable[..., Any]
 
 _TRIES_MAX = 3
+_TRY_FOR_SECONDS = 5.0
 _TRY_AGAIN_AFTER_SECONDS = 0.2
 
 
@@ -128,13 +129,13 @@ class DurableStackClient:
 
     def _store_until_certain(self, runs: Sequence[NewRun]) -> None:
         """The ids are drawn beforehand and a stored run is not stored twice, so that repeating is safe."""
-        uncertain = False
+        uncertain, give_up_at = False, time.monotonic() + _TRY_FOR_SECONDS
         for tries_left in reversed(range(_TRIES_MAX)):
             try:
                 return self._store.enqueue(runs)
             except StoreUnavailable as error:
                 uncertain = uncertain or error.uncertain
-                if tries_left:
+                if tries_left and time.monotonic() < give_up_at:
                     log.warning("enqueue failed, trying again: %s", error)
                     time.sleep(_TRY_AGAIN_AFTER_SECONDS)
                 elif uncertain:

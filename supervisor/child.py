@@ -15,12 +15,14 @@ import ctypes
 import faulthandler
 import fcntl
 import os
+import resource
 import select
 import signal
 import socket
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -35,7 +37,7 @@ from durablestack.jobs.execution import Returned, execute
 from durablestack.stack import DurableStack
 from durablestack.text import ERROR_DETAIL_LENGTH_MAX, ERROR_MESSAGE_LENGTH_MAX, ERROR_TYPE_LENGTH_MAX, clean
 
-from . import wire
+from . import residue, wire
 
 STACK_SIGNAL = signal.SIGRTMIN + 5 if sys.platform == "linux" else signal.SIGUSR2
 """Makes a child write the Python stack of all its threads to standard error, also while C code holds the GIL."""
@@ -45,6 +47,9 @@ _PR_SET_PDEATHSIG = 1
 _EXIT_BOOT_FAILED = 70
 EXIT_ORPHANED = 71
 """Without its pipe a child cannot tell anything: the supervisor is gone, or a job closed our descriptor."""
+
+EXIT_REENTERED = 72
+"""The program that started the supervisor starts one again while a child imports it."""
 
 _LOOK_AT_PIPE_MILLISECONDS = 500
 
@@ -105,7 +110,8 @@ class _ControlPipe:
     """The child's end. On a high descriptor, closed in whatever a job forks or executes."""
 
     def __init__(self, control: socket.socket) -> None:
-        fd = fcntl.fcntl(control.fileno(), fcntl.F_DUPFD_CLOEXEC, _CONTROL_FD_MIN)
+        descriptors_max, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        fd = fcntl.fcntl(control.fileno(), fcntl.F_DUPFD_CLOEXEC, min(_CONTROL_FD_MIN, descriptors_max // 2))
         control.close()
         self._socket = socket.socket(fileno=fd)
         self._frames = wire.FrameReader(wire.ORDER_BYTES_MAX)
@@ -154,6 +160,13 @@ def _load(targets: tuple[str, ...], pipe: _ControlPipe) -> JobRegistry:
 
 
 def _listen(pipe: _ControlPipe, orders: _Orders) -> None:
+    try:
+        _sort_orders(pipe, orders)
+    finally:  # a child that does not listen is none, whatever a job has done to us
+        os._exit(EXIT_ORPHANED)
+
+
+def _sort_orders(pipe: _ControlPipe, orders: _Orders) -> None:
     flag, number = CancelFlag(), -1
     while True:
         for order in pipe.receive():
@@ -169,10 +182,13 @@ def _listen(pipe: _ControlPipe, orders: _Orders) -> None:
 
 def _serve(orders: _Orders, jobs: JobRegistry, pipe: _ControlPipe) -> None:
     with asyncio.Runner() as runner:
+        before = residue.look(runner)
         while (taken := orders.get()) is not None:
+            pipe.send(wire.Began(taken[0].number))
             reply = _perform(*taken, jobs, runner)
             _flush_output()
-            if _has_children():  # what a job leaves running is ended, with us
+            # what a job leaves running is ended with us; what it has changed here shall meet no other job
+            if residue.look(runner) != before or residue.has_children():
                 reply = replace(reply, retires=True)
             pipe.send(reply)
             if reply.retires:
@@ -208,22 +224,7 @@ def _perform(
     )
 
 
-def _has_children() -> bool:
-    if sys.platform != "linux":
-        return False
-    for task in os.listdir("/proc/self/task"):
-        try:
-            with open(f"/proc/self/task/{task}/children", "rb") as children:
-                if children.read(1):
-                    return True
-        except OSError:  # the thread has ended, or the kernel does not tell
-            continue
-    return False
-
-
 def _flush_output() -> None:
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with suppress(BaseException):  # a job closed it, or put something of its own there
             stream.flush()
-        except (OSError, ValueError, AttributeError):  # a job closed or replaced it
-            continue

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Any
+from contextlib import suppress
+from typing import Any, NoReturn
 
 import anyio
 import rich_click as click
@@ -17,7 +18,9 @@ from durablestack.stack import DurableStack
 
 from .control import run_with_signals
 from .embedded import the_one_in
-from .status import log_through, show_status
+from .logs import LogThread
+from .process import end_fork_server
+from .status import log_handler, show_status, summary
 from .tree import OutcomesUnrecorded, Supervisor
 
 log = logging.getLogger("durablestack.supervisor")
@@ -56,25 +59,37 @@ def command(targets: tuple[str, ...], plain: bool, verbose: bool, demo: bool, **
         sys.exit(run_demo(Console()))
     if not targets:
         raise click.UsageError("name a module with jobs, as in: python -m durablestack.supervisor examples.quickstart")
-    sys.exit(_supervise(targets, {k: v for k, v in changes.items() if v is not None}, plain=plain, verbose=verbose))
+    _leave(_supervise(targets, {k: v for k, v in changes.items() if v is not None}, plain=plain, verbose=verbose))
 
 
 def _supervise(targets: tuple[str, ...], changes: dict[str, Any], *, plain: bool, verbose: bool) -> int:
     console = Console(stderr=True)
     live = console.is_terminal and not console.is_dumb_terminal and not plain and "NO_COLOR" not in os.environ
     calm = logging.WARNING if live else logging.INFO  # the status tells of what goes well
-    _log_to(console, live=live, level=logging.DEBUG if verbose else calm)
+    log_thread = _log_to(console, live=live, level=logging.DEBUG if verbose else calm)
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    code = 0
     try:
         with DurableStack.load(targets, **changes) as stack:
+            _warn_of_memory(stack)
             supervisor = Supervisor(stack)
-            _greet(supervisor)
             anyio.run(_run, supervisor, console if live else None)
+        log.log(logging.WARNING if live else logging.INFO, "%s", summary(supervisor))
     except BaseException as error:
-        return _exit_code(error)
-    log.info("stopped")
-    return 0
+        code = _exit_code(error)
+    log_thread.close()
+    return code
+
+
+def _leave(code: int) -> NoReturn:
+    """End here and now: neither a thread that waits for a stuck fork server nor an application's exit handlers
+    may keep a supervisor that has stopped."""
+    end_fork_server()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 async def _run(supervisor: Supervisor, console: Console | None) -> None:
@@ -85,25 +100,20 @@ async def _run(supervisor: Supervisor, console: Console | None) -> None:
         tasks.cancel_scope.cancel()
 
 
-def _log_to(console: Console, *, live: bool, level: int) -> None:
-    if live:
-        log_through(console, level)
-    else:
-        logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s", force=True)
+def _log_to(console: Console, *, live: bool, level: int) -> LogThread:
+    handler = log_handler(console) if live else logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s" if live else "%(asctime)s %(levelname)-7s %(message)s"))
     for noisy in ("asyncio", "psycopg", "psycopg.pool"):  # their news reach us as errors, once
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    return LogThread(handler, level)
 
 
-def _greet(supervisor: Supervisor) -> None:
-    stack = supervisor.stack
-    target = stack.options.connection_target()
-    log.info(
-        "worker %s: %d jobs, %d runs at once, on %s",
-        stack.options.worker_name,
-        len(stack.jobs),
-        stack.options.max_concurrent_runs,
-        target.describe() if target is not None else "the memory of this process, which nobody else can enqueue into",
-    )
+def _warn_of_memory(stack: DurableStack) -> None:
+    if not stack.store.durable:
+        log.warning(
+            "no database is named: runs are kept in the memory of this process, where nobody else can enqueue; "
+            "name one with --database-url, or in durablestack.toml"
+        )
 
 
 def _exit_code(error: BaseException) -> int:

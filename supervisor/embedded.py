@@ -6,13 +6,17 @@ async with supervise(stack):
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
+from anyio.abc import TaskStatus
 
 from durablestack.stack import DurableStack
 
+from .child import EXIT_REENTERED
 from .tree import Supervisor
 
 
@@ -25,12 +29,15 @@ async def supervise(stack: DurableStack) -> AsyncIterator[Supervisor]:
 
     Raises:
         JobDefinitionError, StoreError: as `Supervisor.run`, before the block is entered.
+        TargetError: a program calls this without `if __name__ == "__main__":`, and so in each child again.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself asks
+        os._exit(EXIT_REENTERED)  # the supervisor that started us says why
     supervisor = Supervisor(stack)
     try:
         async with anyio.create_task_group() as tasks:
-            await tasks.start(supervisor.run)
             try:
+                await tasks.start(_run_shielded, supervisor)
                 yield supervisor
             finally:
                 supervisor.stop()
@@ -38,6 +45,12 @@ async def supervise(stack: DurableStack) -> AsyncIterator[Supervisor]:
                     await supervisor.stopped.wait()
     except BaseExceptionGroup as group:
         raise the_one_in(group) from None
+
+
+async def _run_shielded(supervisor: Supervisor, *, task_status: TaskStatus[None]) -> None:
+    """Whatever cancels the block, the supervisor ends by being stopped."""
+    with anyio.CancelScope(shield=True):
+        await supervisor.run(task_status=task_status)
 
 
 def the_one_in(error: BaseException) -> BaseException:

@@ -14,16 +14,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Sequence
 from typing import Protocol
 
 import anyio
 from anyio.abc import TaskGroup
 from msgspec import Struct
 
+from durablestack.errors import TargetError
 from durablestack.runs import Output, Run
 
 from . import wire
-from .child import STACK_SIGNAL
+from .child import EXIT_REENTERED, STACK_SIGNAL
 from .process import ChildProcess, Death, Starter
 from .restarts import restart_delay_seconds
 from .verdict import Ending
@@ -66,11 +68,14 @@ class Slots(Protocol):
 
     job_names: frozenset[str]
 
+    @property
+    def busy(self) -> Sequence[Executor]: ...
     def idle(self, executor: Executor) -> None: ...
     def busy_or_gone(self, executor: Executor) -> None: ...
     def may_begin(self, run: Run, child: ChildProcess) -> bool: ...
     def ended(self, ended: Ended) -> None: ...
     def never_begun(self, run: Run) -> None: ...
+    def may_begin_elsewhere(self, run: Run) -> bool: ...
     def child_lost(self, executor: Executor, why: str) -> None: ...
 
 
@@ -88,6 +93,7 @@ class Executor:
         self._boot_failure: wire.BootFailed | None = None
         self._order = 0  # number of the order that the child has in hand, if `_delivered`
         self._delivered = False
+        self._begun = False
         self._ending: Ending | None = None
         self._ended = anyio.Event()
         self._retiring = False
@@ -114,6 +120,7 @@ class Executor:
             self._starter, output_bytes_max=self._limits.output_bytes_max, name=f"durablestack-{self.number}"
         )
         child.on_reply = self._on_reply
+        child.on_gone = lambda: self._slots.busy_or_gone(self)
         self._answered, self._boot_failure, self._retiring = anyio.Event(), None, False
         try:
             await self._boot(child)
@@ -132,15 +139,23 @@ class Executor:
                 await child.start()
                 death = await self._answered_or_dead(child)
         except TimeoutError:
+            if not self._slots.busy:
+                self._starter.unstick()
             raise BootFailed(f"it was not ready within {self._limits.startup_timeout_seconds:g} s") from None
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, RuntimeError) as error:  # RuntimeError: no thread, or no process, can be had
             raise BootFailed(f"{type(error).__name__}: {error}") from error
         if self._boot_failure is not None:
             failure = self._boot_failure
             raise BootFailed(f"{failure.error_type}: {failure.error_message}\n{failure.error_detail}".strip())
         if death is not None:
+            if death.exit_code == EXIT_REENTERED:
+                raise TargetError(
+                    "the program starts a supervisor again in each child that imports it; put what it does under "
+                    "if __name__ == '__main__':"
+                )
             how = death.signal_name or f"exit code {death.exit_code}"
-            raise BootFailed(f"it ended with {how} before it was ready. {child.take_output().stderr_tail or ''}")
+            stderr = child.take_output().stderr_tail or "What it said stands above, if it said anything."
+            raise BootFailed(f"it ended with {how} before it was ready. {stderr}")
 
     async def _answered_or_dead(self, child: ChildProcess) -> Death | None:
         """Wait until the child says whether it is ready; return its death if that comes first."""
@@ -159,13 +174,23 @@ class Executor:
 
     def _bury(self, child: ChildProcess, death: Death) -> None:
         """The child is dead: say what became of the run in hand, and whether anyone should worry."""
-        if self._delivered:
+        how = death.signal_name or f"exit code {death.exit_code}"
+        if self._delivered and (self._begun or not self._slots.may_begin_elsewhere(self._run_in_hand)):
             self._finish(death, child.take_output())
+        elif self._delivered:
+            self._delivered = False
+            self._give_back()
+            self._died(f"child {child.pid} of slot {self.number} ended with {how} before it began its run")
         elif not self._retiring:
-            how = death.signal_name or f"exit code {death.exit_code}"
             self._died(f"idle child {child.pid} of slot {self.number} ended with {how}")
 
+    @property
+    def _run_in_hand(self) -> Run:
+        assert self.assignment is not None
+        return self.assignment.run
+
     def _died(self, why: str) -> None:
+        """A death for which no run is to blame: the more of them in a row, the longer until the next child."""
         self._deaths_in_a_row += 1
         self._slots.child_lost(self, why)
 
@@ -175,8 +200,11 @@ class Executor:
         """Take a run in hand. It begins now if there is a child for it, or as soon as there is."""
         assert self.assignment is None, "an executor takes one run at a time"
         self.assignment, self._ending, self._ended = assignment, None, anyio.Event()
-        if self._child is not None and not self._retiring:
+        if self._child is not None and self._takes_runs(self._child):
             self._begin(self._child, assignment)
+
+    def _takes_runs(self, child: ChildProcess) -> bool:
+        return not self._retiring and not child.gone
 
     def _begin_or_idle(self) -> None:
         if self.assignment is None:
@@ -192,7 +220,7 @@ class Executor:
             return
         child.take_output()  # what was written between two runs belongs to neither
         self._order += 1
-        self._delivered = True
+        self._delivered, self._begun = True, False
         self.began_at = anyio.current_time()
         if assignment.timeout_seconds is not None:
             loop = asyncio.get_running_loop()
@@ -207,6 +235,7 @@ class Executor:
         """Let go of a run that no child has seen."""
         if self.assignment is not None and not self._delivered:
             run, self.assignment = self.assignment.run, None
+            self._forget_timeout()
             self._ended.set()
             self._slots.never_begun(run)
 
@@ -217,6 +246,8 @@ class Executor:
             case wire.BootFailed():
                 self._boot_failure = reply
                 self._answered.set()
+            case wire.Began() if self._delivered and reply.number == self._order:
+                self._begun = True
             case wire.Succeeded() | wire.Failed() if self._delivered and reply.number == self._order:
                 self._on_result(reply)
             case _:
@@ -231,12 +262,14 @@ class Executor:
 
     def _on_result(self, reply: wire.Succeeded | wire.Failed) -> None:
         child = self._child
-        self._retiring = reply.retires
+        self._retiring = self._retiring or reply.retires
         self._deaths_in_a_row = 0
         self._finish(reply, child.take_output() if child is not None else Output())
-        if reply.retires and child is not None:
+        if child is None or child.gone:
+            return
+        if self._retiring:
             self._retire(child)
-        elif child is not None:
+        else:
             self._slots.idle(self)
 
     def _retire(self, child: ChildProcess) -> None:
@@ -245,16 +278,21 @@ class Executor:
 
     def _finish(self, how: wire.Succeeded | wire.Failed | Death, output: Output) -> None:
         assert self.assignment is not None
-        if self._timeout is not None:
-            self._timeout.cancel()
-            self._timeout = None
+        self._forget_timeout()
         ended = Ended(assignment=self.assignment, how=how, ending=self._ending, output=output)
         self.assignment, self._delivered, self._ending = None, False, None
         self._ended.set()
         self._slots.ended(ended)
         if isinstance(how, Death) and ended.ending is None:
             run = ended.assignment.run
-            self._died(f"child {self.pid} of slot {self.number} died of run {run.id} ({run.job_name})")
+            self._slots.child_lost(
+                self, f"child {self.pid} of slot {self.number} died of run {run.id} ({run.job_name})"
+            )
+
+    def _forget_timeout(self) -> None:
+        if self._timeout is not None:
+            self._timeout.cancel()
+            self._timeout = None
 
     # --- ending a run
 
@@ -284,15 +322,18 @@ class Executor:
 
     async def _escalate(self, child: ChildProcess, ended: anyio.Event) -> None:
         child.send(wire.Cancel(self._order))
-        with anyio.move_on_after(self._limits.cancel_grace_seconds):
-            await ended.wait()
+        if await _set_within(ended, self._limits.cancel_grace_seconds):
             return
         child.signal_self(STACK_SIGNAL)  # where it was stuck, for whoever reads the error
-        with anyio.move_on_after(_STACK_DUMP_WITHIN_SECONDS):
-            await ended.wait()
+        if await _set_within(ended, _STACK_DUMP_WITHIN_SECONDS):
             return
+        self._retiring = True  # whatever it still replies, it is dying
         child.signal_group(signal.SIGTERM)
-        with anyio.move_on_after(self._limits.terminate_grace_seconds):
-            await ended.wait()
-            return
-        child.kill()
+        if not await _set_within(ended, self._limits.terminate_grace_seconds):
+            child.kill()
+
+
+async def _set_within(event: anyio.Event, seconds: float) -> bool:
+    with anyio.move_on_after(seconds):
+        await event.wait()
+    return event.is_set()

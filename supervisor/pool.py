@@ -7,7 +7,7 @@ executor without a child that is ready is no token, so that nothing is claimed w
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
 from datetime import timedelta
 from uuid import UUID
@@ -26,6 +26,9 @@ from .restarts import Restarts
 from .verdict import Ending
 
 log = logging.getLogger(__name__)
+
+_UNBEGUN_MAX = 3
+_UNBEGUN_RUNS_MAX = 1_000
 
 
 class Pool:
@@ -55,6 +58,7 @@ class Pool:
         self._retry_after = retry_after
         self._record = record
         self._idle: deque[Executor] = deque()
+        self._unbegun: Counter[UUID] = Counter()
         self._some_idle = anyio.Event()
         self._quiet = anyio.Event()
 
@@ -102,11 +106,19 @@ class Pool:
     def may_begin(self, run: Run, child: ChildProcess) -> bool:
         return self._leases.executing(run.lease, child.kill)
 
+    def may_begin_elsewhere(self, run: Run) -> bool:
+        """Whether a run whose child died before it began is to be given back. Not for ever: perhaps it is the run."""
+        if len(self._unbegun) > _UNBEGUN_RUNS_MAX:  # most of them have ended elsewhere
+            self._unbegun.clear()
+        self._unbegun[run.id] += 1
+        return self._unbegun[run.id] <= _UNBEGUN_MAX
+
     def never_begun(self, run: Run) -> None:
         self._tell(run, Released(run.lease), "it had not begun")
 
     def ended(self, ended: Ended) -> None:
         run = ended.assignment.run
+        self._unbegun.pop(run.id, None)
         ending = Ending.LEASE_LOST if self._leases.is_lost(run.lease) else ended.ending
         if isinstance(ended.how, Death):
             outcome = verdict.of_death(
@@ -150,7 +162,10 @@ class Pool:
 
     def end_run(self, run_id: UUID, ending: Ending) -> None:
         for executor in self.executors:
-            if executor.assignment is not None and executor.assignment.run.id == run_id:
+            run = executor.assignment.run if executor.assignment is not None else None
+            if run is None or run.id != run_id:
+                continue
+            if ending is not Ending.LEASE_LOST or self._leases.is_lost(run.lease):  # else it was claimed anew meanwhile
                 executor.end_run(ending)
 
     def end_runs(self, run_ids: Collection[UUID], ending: Ending) -> None:

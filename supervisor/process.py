@@ -15,6 +15,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 
@@ -35,6 +36,8 @@ Context = SpawnContext | ForkServerContext
 _RECEIVE_BYTES = 65536
 _EXIT_CODE_WITHIN_SECONDS = 2.0
 _KILLED_WITHIN_SECONDS = 5.0
+_FORK_SERVER_LOST = 255
+"""What multiprocessing gives for an exit code when the fork server, which would know it, is gone."""
 _PIPE_CLOSED_GRACE_SECONDS = 1.0
 
 
@@ -49,9 +52,11 @@ class Starter:
             self.context = multiprocessing.get_context("forkserver")
         self.targets = targets
         self._lane = CapacityLimiter(1)
+        self._calls = 0  # under way in threads; written there, under the lock
         if isinstance(self.context, ForkServerContext):
             # the application is loaded once, in the fork server; a crashed child is back in milliseconds
-            modules = [target.partition(":")[0] for target in targets]
+            # a program's own module is for the children to import, which multiprocessing does with more care
+            modules = [target.partition(":")[0] for target in targets if target != "__main__"]
             self.context.set_forkserver_preload(
                 ["durablestack.supervisor.child", *modules, "durablestack.supervisor.preload"]
             )
@@ -63,17 +68,35 @@ class Starter:
         here, for the kernel ties a child's parent-death signal to the life of the thread that started it.
         """
         if isinstance(self.context, ForkServerContext):
-            await to_thread.run_sync(_one_at_a_time, call, limiter=self._lane, abandon_on_cancel=True)
+            await to_thread.run_sync(self._one_at_a_time, call, limiter=self._lane, abandon_on_cancel=True)
         else:
-            _one_at_a_time(call)
+            self._one_at_a_time(call)
+
+    def _one_at_a_time(self, call: Callable[[], object]) -> None:
+        self._calls += 1
+        try:
+            with _multiprocessing_lock:
+                call()
+        finally:
+            self._calls -= 1
+
+    def unstick(self) -> None:
+        """If the fork server does not answer, end it: whoever waits for it is freed, and the next call has a new one.
+
+        Its children end with it.
+        """
+        if self._calls:
+            end_fork_server()
 
 
 _multiprocessing_lock = threading.Lock()
 
 
-def _one_at_a_time(call: Callable[[], object]) -> None:
-    with _multiprocessing_lock:
-        call()
+def end_fork_server() -> None:
+    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 class Death(Struct, frozen=True):
@@ -100,6 +123,8 @@ class ChildProcess:
 
     def __init__(self, starter: Starter, *, output_bytes_max: int, name: str) -> None:
         self.on_reply: Callable[[wire.Reply], None] = lambda reply: None
+        self.on_gone: Callable[[], None] = lambda: None
+        self.gone = False
         self.pid = 0
         self._starter = starter
         self._output_bytes_max = output_bytes_max
@@ -222,6 +247,8 @@ class ChildProcess:
         """Wait for the death of the child; read what it still had to say; end what it left running."""
         assert self._process is not None
         await anyio.wait_readable(self._process.sentinel if self._pidfd is None else self._pidfd)
+        self.gone = True
+        self.on_gone()
         with anyio.CancelScope(shield=True):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)  # the group alone: the number of the child itself is free again
@@ -245,6 +272,8 @@ class ChildProcess:
         assert process is not None
         with anyio.move_on_after(_EXIT_CODE_WITHIN_SECONDS):
             await self._starter.call(lambda: process.join(_EXIT_CODE_WITHIN_SECONDS))
+            if process.exitcode == _FORK_SERVER_LOST and isinstance(self._starter.context, ForkServerContext):
+                return None
             return process.exitcode
         return None
 

@@ -6,6 +6,8 @@ import logging
 import time
 
 import anyio
+from anyio import to_thread
+from msgspec import structs
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.logging import RichHandler
@@ -22,13 +24,22 @@ async def show_status(supervisor: Supervisor, console: Console) -> None:
     """Show until cancelled. Log lines go above, through the same console."""
     with Live(_rendered(supervisor), console=console, auto_refresh=False, transient=True) as live:
         while True:
-            live.update(_rendered(supervisor), refresh=True)
+            shown = _rendered(supervisor)
+            live.update(shown)
+            # in a thread, for a terminal that is held (Ctrl-S) must not hold us
+            await to_thread.run_sync(live.refresh, abandon_on_cancel=True)
             await anyio.sleep(_REFRESH_SECONDS)
 
 
-def log_through(console: Console, level: int) -> None:
-    handler = RichHandler(console=console, show_path=False, markup=False, rich_tracebacks=False)
-    logging.basicConfig(level=level, handlers=[handler], format="%(message)s", force=True)
+def log_handler(console: Console) -> logging.Handler:
+    return RichHandler(console=console, show_path=False, markup=False, log_time_format="%Y-%m-%d %H:%M:%S")
+
+
+def summary(supervisor: Supervisor) -> str:
+    """What is left to say when all is over."""
+    counts = supervisor.completer.counts
+    told = [f"{count} {name}" for name, count in structs.asdict(counts).items() if count]
+    return f"stopped: {', '.join(told) or 'nothing was recorded'}"
 
 
 def _rendered(supervisor: Supervisor) -> RenderableType:
@@ -45,7 +56,7 @@ def _headline(supervisor: Supervisor) -> Text:
     text.append(f"up {uptime_seconds // 3600}:{uptime_seconds // 60 % 60:02}:{uptime_seconds % 60:02}   ")
     text.append(f"{counts.succeeded} succeeded", style="green")
     for count, word, style in (
-        (counts.retried, "to be retried", "yellow"),
+        (counts.retried, "retries", "yellow"),
         (counts.failed, "failed", "red"),
         (counts.cancelled, "cancelled", "magenta"),
         (counts.released, "released", "cyan"),
@@ -56,6 +67,13 @@ def _headline(supervisor: Supervisor) -> Text:
             text.append(f"   {count} {word}", style=style)
     if supervisor.pool.degraded:
         text.append("   children die too often", style="bold red")
+    if supervisor.stopping:
+        text.append("\n stopping", style="bold")
+        if supervisor.drained_until is not None and (busy := len(supervisor.pool.busy)):
+            seconds_left = max(0.0, supervisor.drained_until - anyio.current_time())
+            text.append(
+                f": {busy} runs may still finish, for {seconds_left:.0f} s; the same signal again stops at once"
+            )
     return text
 
 

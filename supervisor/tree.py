@@ -70,9 +70,10 @@ class Supervisor:
         self.stopped = anyio.Event()
         self.leases = LeaseTable()
         self.completer = Completer(self._store, self.leases, room_for=10 * options.max_concurrent_runs)
+        self._starter = Starter(options.start_method, stack.child_targets)
         self.pool = Pool(
             options.max_concurrent_runs,
-            Starter(options.start_method, stack.child_targets),
+            self._starter,
             _limits(options),
             stack.jobs,
             self.leases,
@@ -99,6 +100,12 @@ class Supervisor:
             self._heartbeat_store, self.leases, self.pool.end_runs, lease_duration=self._lease_duration
         )
 
+        self.drained_until: float | None = None
+
+    @property
+    def stopping(self) -> bool:
+        return self._stop_asked.is_set()
+
     # --- asked from outside, on the event loop
 
     def stop(self) -> None:
@@ -122,6 +129,7 @@ class Supervisor:
         """
         try:
             await self._check_start()
+            self._tell_start()
             task_status.started()
             await self._run_tree()
         finally:
@@ -140,6 +148,16 @@ class Supervisor:
         if self.stack.options.auto_migrate:
             await ask_store(self._store.migrate)
         await ask_store(self._store.verify_schema)
+
+    def _tell_start(self) -> None:
+        options, target = self.stack.options, self.stack.options.connection_target()
+        log.info(
+            "worker %s: %d jobs, %d runs at once, on %s",
+            options.worker_name,
+            len(self.stack.jobs),
+            options.max_concurrent_runs,
+            target.describe() if target is not None else "the memory of this process",
+        )
 
     async def _run_tree(self) -> None:
         async with anyio.create_task_group() as records:
@@ -178,6 +196,7 @@ class Supervisor:
         """Let runs finish; ask those that do not to leave, and make them; what did not finish is released."""
         options = self.stack.options
         log.info("stopping: %d runs in flight", len(self.pool.busy))
+        self.drained_until = anyio.current_time() + options.shutdown_drain_timeout_seconds
         await self._quiet_within(options.shutdown_drain_timeout_seconds)
         self.pool.end_all(Ending.STOPPING)
         await self._quiet_within(options.cancel_grace_seconds + options.terminate_grace_seconds)
@@ -198,6 +217,7 @@ class Supervisor:
                 waiting.cancel_scope.cancel()
 
     def _close(self) -> None:
+        self._starter.unstick()
         for store in (self._store, self._heartbeat_store):
             if store.durable:
                 store.close()

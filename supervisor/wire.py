@@ -5,6 +5,7 @@
         | <--------------------- Ready(pid, jobs) -----  |
         | -- Execute(number, run_id, job_name, ...) -->  |
         | -- Cancel(number) ------------------------->   |   please leave; force follows
+        | <------------------------- Began(number) ----  |
         | <------------------- Succeeded(number, ...) -  |
         | <---------------------- Failed(number, ...) -  |
         | -- Stop() --------------------------------->   |
@@ -69,6 +70,12 @@ class Ready(Struct, frozen=True, tag="ready"):
     job_names: list[str]
 
 
+class Began(Struct, frozen=True, tag="began"):
+    """From here on the attempt counts: the job's code may have run."""
+
+    number: int
+
+
 class Succeeded(Struct, frozen=True, tag="succeeded"):
     """`noticed_cancel`: the job knew that it should end. `retires`: the child takes no further order, and leaves."""
 
@@ -88,7 +95,7 @@ class Failed(Struct, frozen=True, tag="failed"):
 
 
 Order = Execute | Cancel | Stop
-Reply = BootFailed | Ready | Succeeded | Failed
+Reply = BootFailed | Ready | Began | Succeeded | Failed
 
 _encode = msgspec.msgpack.Encoder().encode
 _order_decoder: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)

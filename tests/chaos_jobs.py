@@ -2,10 +2,12 @@
 
 import asyncio
 import ctypes
+import io
 import mmap
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -230,6 +232,52 @@ def uses_processes_and_loops(context: JobContext) -> None:
     assert subprocess.run(["cat"], check=True, timeout=10, capture_output=True).stdout == b""
     assert sys.stdin is None or sys.stdin.read() == ""
     note(context, "end")
+
+
+@durable_job(name="messes-up", max_attempts=1)
+def messes_up(what: str) -> None:
+    """Leaves the process in a state that no other job should meet."""
+    match what:
+        case "folder":
+            os.chdir("/")
+        case "alarm":
+            signal.alarm(2)
+        case "signal-handler":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        case "recursion-limit":
+            sys.setrecursionlimit(5_000)
+        case "closed-stdout":
+            sys.stdout.close()
+        case "closed-descriptor-1":
+            os.close(1)
+        case "stdout-that-cannot-be-flushed":
+            sys.stdout = Unflushable()
+        case "descriptor-limit":
+            resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50))
+        case "thread-that-kills-later":
+            threading.Thread(target=lambda: (time.sleep(1), os._exit(9))).start()
+        case "closed-loop":
+            asyncio.get_event_loop_policy().get_event_loop().close()
+
+
+class Unflushable(io.StringIO):
+    def flush(self) -> None:
+        raise RuntimeError("no")
+
+
+@durable_job(name="tells-its-process", max_attempts=1)
+def tells_its_process() -> None:
+    print(os.getpid(), os.getcwd())
+
+
+@durable_job(name="hangs-briefly", max_attempts=1, timeout_seconds=0.01)
+def hangs_briefly(context: JobContext) -> None:
+    time.sleep(0.05)
+
+
+@durable_job(name="once", max_attempts=1)
+def once(context: JobContext) -> None:
+    note(context, "start")
 
 
 @durable_job(name="tells-its-descriptors")

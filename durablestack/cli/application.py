@@ -71,7 +71,10 @@ class Application:
         with self.database() as stack:
             missing = missing_file(stack.options.connection_target())
             if missing is not None:
-                raise SchemaError(f"there is no SQLite file {missing}; `durablestack migrate` makes it")
+                raise SchemaError(
+                    f"there is no SQLite file {missing} (is this the right folder?); "
+                    "`durablestack migrate`, with the same options, makes it"
+                )
             stack.store.verify_schema()
             yield stack
 
@@ -88,7 +91,7 @@ def missing_file(target: ConnectionTarget | None) -> Path | None:
     """The SQLite file that is not there. Connecting would make it, which is not what somebody who only looks wants."""
     if target is None or target.provider is not StorageProvider.SQLITE:
         return None
-    path = Path(target.database or "")
+    path = Path(target.database or "").absolute()
     return None if path.exists() else path
 
 

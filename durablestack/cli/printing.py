@@ -66,8 +66,11 @@ def write(text: str) -> None:
         raise SystemExit(0) from None
 
 
-def write_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table. Words such as `failed` have their colours; a terminal is not bothered with empty columns."""
+def write_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, cut: Sequence[str] = ()) -> None:
+    """A table. Words such as `failed` have their colours; a terminal is not bothered with empty columns.
+
+    The columns in `cut` give way, so that a row fits on a line as far as possible.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -76,9 +79,12 @@ def write_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     shown = [place for place in range(len(columns)) if plain or any(row[place] for row in rows)]
     for place in shown:
         longest = max(len(row[place]) for row in rows) if rows else 0
-        no_wrap = columns[place] in _NOT_FOLDED
+        is_cut = columns[place] in cut
         table.add_column(
-            Text(columns[place]), overflow="fold", no_wrap=no_wrap, min_width=min(longest, _FOLDED_WIDTH_MIN)
+            Text(columns[place]),
+            overflow="ellipsis" if is_cut else "fold",
+            no_wrap=is_cut or columns[place] in _NOT_FOLDED,
+            min_width=min(longest, _FOLDED_WIDTH_MIN),
         )
     for row in rows:
         table.add_row(*(Text(row[place], style=_STYLES.get(row[place], "")) for place in shown))

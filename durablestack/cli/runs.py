@@ -54,7 +54,7 @@ def list_runs(
         write_json([_run_document(run) for run in found])
     elif found:
         columns = ("run id", "job", "status", "attempt", "scheduled for", "error")
-        write_table(columns, [_row(run) for run in found])
+        write_table(columns, [_row(run) for run in found], cut=("job", "scheduled for", "error"))
     else:
         print("no runs", file=sys.stderr)
 

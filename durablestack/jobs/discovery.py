@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import pkgutil
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -65,9 +67,17 @@ def _import(name: str) -> ModuleType:
         raise TargetError(f"module {name!r} cannot be imported: it needs {missing!r}, which is missing") from error
     except SystemExit as error:
         raise TargetError(f"module {name!r} cannot be imported: it calls sys.exit({error.code!r})") from error
+    except SyntaxError as error:
+        raise TargetError(f"module {name!r} cannot be imported: SyntaxError: {error}") from error
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {error}"
-        raise TargetError(
-            f"module {name!r} cannot be imported: {what} ({place.filename}, line {place.lineno})"
-        ) from error
+        raise TargetError(f"module {name!r} cannot be imported: {what}{_place(error)}") from error
+
+
+def _place(error: Exception) -> str:
+    """Where in the application it happened: the last line that is neither Python's importing nor ours."""
+    ours = f"{Path(__file__).parent.parent}{os.sep}"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(("<frozen", ours)):
+            return f" ({frame.filename}, line {frame.lineno})"
+    return ""

@@ -70,6 +70,8 @@ class PayloadCodec:
         try:
             return self._decoder.decode("null" if payload is None else payload)
         except _ENCODING_ERRORS as error:
+            if payload in (None, "null"):
+                raise PayloadError(f"job {self._job_name!r} takes {self._type_name}, and got no arguments") from None
             raise PayloadError(
                 f"job {self._job_name!r} takes {self._type_name}, which its arguments are not: {error}"
             ) from None

@@ -35,6 +35,7 @@ def migrate(connections: Connections, dialect: Dialect, prefix: str) -> list[int
 
     Any number of processes may do this at once: one works, the others wait and find it done.
     """
+    connections.prepare()
     if _current_version(connections, dialect, prefix) >= SCHEMA_VERSION:
         return []  # no DDL, no lock, no rights needed for either
     with connections.transaction() as tx:

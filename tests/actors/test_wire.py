@@ -27,6 +27,7 @@ REPLIES: list[wire.Reply] = [
     wire.BootFailed("ImportError", "no", "Traceback\n"),
     wire.Ready(4711, ["send-email", "送信"]),
     wire.Ready(1, []),
+    wire.Began(1),
     wire.Succeeded(1),
     wire.Succeeded(2, noticed_cancel=True, retires=True),
     wire.Failed(1, "ValueError", "no", "Traceback"),

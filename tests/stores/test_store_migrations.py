@@ -82,7 +82,7 @@ def test_missing_tables_are_told_with_what_to_do(place: Place) -> None:
     with pytest.raises(SchemaError, match="durablestack migrate"):
         store.verify_schema()
     for operation in (lambda: enqueue(store), lambda: claim(store), store.count_runs):
-        with pytest.raises(SchemaError, match="durable_stack_job_runs"):
+        with pytest.raises(SchemaError, match="durablestack migrate"):
             operation()
     assert store.migrate() == ALL_VERSIONS
     enqueue(store)

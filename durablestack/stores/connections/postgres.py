@@ -57,6 +57,9 @@ class PostgresConnections:
         )
         self._lock = threading.Lock()
 
+    def prepare(self) -> None:
+        return
+
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
         with self._connection() as connection:
@@ -113,7 +116,7 @@ class PostgresConnections:
         text = _one_line(error)
         state = error.sqlstate or ""
         if state in _SCHEMA_STATES:
-            return SchemaError(f"{self._place}: {text}")
+            return SchemaError(f"{self._place}: {text}; `durablestack migrate` makes and updates the tables")
         if state[:2] in _FINAL_CLASSES or isinstance(error, (self._psycopg.ProgrammingError, self._psycopg.DataError)):
             return StoreError(f"{self._place}: {text}")
         return StoreUnavailable(f"{self._place}: {text}")
@@ -124,7 +127,7 @@ class PostgresConnections:
 
 
 def _one_line(error: Exception) -> str:
-    return redact(" ".join(str(error).split()))
+    return redact("; ".join(line.strip() for line in str(error).splitlines() if line.strip()))
 
 
 def _bounded_connection_class(timeout_seconds: float) -> type[psycopg.Connection[Row]]:

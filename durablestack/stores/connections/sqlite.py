@@ -23,12 +23,17 @@ class SqliteConnections:
     driver = "sqlite3"
 
     def __init__(self, target: ConnectionTarget, begin: str, *, synchronous: str, timeout_seconds: float) -> None:
-        self._path = Path(target.database or "")
+        self._path = Path(target.database or "").absolute()
+        self._may_create = False
         self._begin = begin
         self._synchronous = synchronous
         self._timeout_seconds = timeout_seconds
         self._connection: sqlite3.Connection | None = None
         self._lock = threading.Lock()
+
+    def prepare(self) -> None:
+        """Let the next connection make the file. No other does: a mistyped name should be told, not followed."""
+        self._may_create = True
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -69,6 +74,8 @@ class SqliteConnections:
             self._lock.release()
 
     def _connect(self) -> sqlite3.Connection:
+        if not self._may_create and not self._path.exists():
+            raise SchemaError(f"there is no SQLite file {self._path}; `durablestack migrate` makes it")
         connection = sqlite3.connect(
             self._path, timeout=self._timeout_seconds, isolation_level=None, check_same_thread=False
         )
@@ -100,12 +107,14 @@ class SqliteConnections:
             self._connection = None
 
     def _translated(self, error: sqlite3.Error) -> StoreError:
-        text = str(error)
+        text = f"SQLite file {self._path}: {error}"
         if "no such table" in text or "no such column" in text or "has no column" in text:
-            return SchemaError(f"SQLite file {self._path}: {text}")
-        if isinstance(error, sqlite3.OperationalError):
-            return StoreUnavailable(f"SQLite file {self._path}: {text}")
-        return StoreError(f"SQLite file {self._path}: {text}")
+            return SchemaError(f"{text}; `durablestack migrate` makes and updates the tables")
+        if "unable to open" in text and not self._path.parent.is_dir():
+            return StoreUnavailable(f"{text}: there is no such folder")
+        if "locked" in text:
+            text += " by another transaction; if it is your own, pass its connection as connection="
+        return StoreUnavailable(text) if isinstance(error, sqlite3.OperationalError) else StoreError(text)
 
     def close(self) -> None:
         with self._lock:

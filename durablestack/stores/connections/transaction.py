@@ -19,6 +19,9 @@ class Connections(Protocol):
     driver: str
     """The module whose connections a caller may hand in."""
 
+    def prepare(self) -> None:
+        """Make what must be there before there can be tables."""
+
     def transaction(self) -> AbstractContextManager[Transaction]: ...
     def read(self) -> AbstractContextManager[Transaction]: ...
     def close(self) -> None: ...
