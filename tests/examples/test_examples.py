@@ -96,3 +96,9 @@ def _post(url: str) -> str:
         return answer.decode()
     except OSError:  # not up yet
         return ""
+
+
+def test_a_run_enqueued_in_a_transaction_that_fails_does_not_exist(tmp_path: Path) -> None:
+    shown = output_of(tmp_path, "examples.in_your_transaction")
+    assert "no second welcome" in shown
+    assert "1 run is waiting" in shown
