@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _BACKOFF_SECONDS_FIRST = 0.5
 _BACKOFF_SECONDS_MAX = 5.0
+_LOOK_FOR_EXPIRED_SECONDS = 0.5
 
 
 class Claimer:
@@ -55,6 +56,7 @@ class Claimer:
         self._poll_jitter_ratio = poll_jitter_ratio
         self._woken = anyio.Event()
         self._failures_in_a_row = 0
+        self._look_for_expired_at = 0.0
         self._uncertain_claims: set[UUID] = set()
 
     def wake(self) -> None:
@@ -86,6 +88,7 @@ class Claimer:
             job_names=self._job_names,
             batch_size=size,
             lease_duration=self._lease_duration,
+            end_expired=boottime() >= self._look_for_expired_at,
         )
         try:
             await self._release_uncertain_claims()
@@ -95,6 +98,8 @@ class Claimer:
             self._failed(error)
             return []
         self._answered()
+        if claim.end_expired:
+            self._look_for_expired_at = asked_at + _LOOK_FOR_EXPIRED_SECONDS
         _log_expired(claimed.expired)
         self._leases.hold((run.lease for run in claimed.runs), asked_at, self._lease_duration)
         return claimed.runs

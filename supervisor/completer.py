@@ -120,7 +120,9 @@ class Completer:
         if not was_recorded:
             self.counts.refused += 1
             kind = type(outcome).__name__.lower()
-            log.error("outcome refused, the lease is no longer ours: %s outcome=%s", names, kind)
+            log.error(
+                "outcome not recorded, the lease is no longer ours or the database refuses: %s outcome=%s", names, kind
+            )
             return
         match outcome:
             case Succeeded():

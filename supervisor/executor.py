@@ -232,7 +232,7 @@ class Executor:
         )
 
     def _give_back(self) -> None:
-        """Let go of a run that no child has seen."""
+        """Let go of a run that no child has begun."""
         if self.assignment is not None and not self._delivered:
             run, self.assignment = self.assignment.run, None
             self._forget_timeout()
@@ -284,6 +284,7 @@ class Executor:
         self._ended.set()
         self._slots.ended(ended)
         if isinstance(how, Death) and ended.ending is None:
+            self._deaths_in_a_row = 0  # it was able to start and to begin
             run = ended.assignment.run
             self._slots.child_lost(
                 self, f"child {self.pid} of slot {self.number} died of run {run.id} ({run.job_name})"

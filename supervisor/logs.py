@@ -36,7 +36,7 @@ class LogThread:
         lines: queue.Queue[logging.LogRecord] = queue.Queue(_LINES_WAITING_MAX)
         self._listener = QueueListener(lines, handler)
         self._listener.start()
-        logging.basicConfig(level=level, handlers=[_DroppingHandler(lines)], force=True)
+        logging.basicConfig(level=level, format="%(message)s", handlers=[_DroppingHandler(lines)], force=True)
 
     def close(self) -> None:
         """Write what is waiting, as far as somebody reads it."""

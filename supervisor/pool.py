@@ -156,7 +156,7 @@ class Pool:
         self.children_lost += 1
         log.warning("%s", why)
         if self._restarts.record():
-            log.error("children die faster than the restart limit allows; they are replaced with growing delays")
+            log.error("more children have died than the restart limit allows: this worker is degraded, and goes on")
 
     # --- ending runs
 

@@ -56,7 +56,7 @@ def _headline(supervisor: Supervisor) -> Text:
     text.append(f"up {uptime_seconds // 3600}:{uptime_seconds // 60 % 60:02}:{uptime_seconds % 60:02}   ")
     text.append(f"{counts.succeeded} succeeded", style="green")
     for count, word, style in (
-        (counts.retried, "retries", "yellow"),
+        (counts.retried, "retried", "yellow"),
         (counts.failed, "failed", "red"),
         (counts.cancelled, "cancelled", "magenta"),
         (counts.released, "released", "cyan"),
@@ -71,9 +71,7 @@ def _headline(supervisor: Supervisor) -> Text:
         text.append("\n stopping", style="bold")
         if supervisor.drained_until is not None and (busy := len(supervisor.pool.busy)):
             seconds_left = max(0.0, supervisor.drained_until - anyio.current_time())
-            text.append(
-                f": {busy} runs may still finish, for {seconds_left:.0f} s; the same signal again stops at once"
-            )
+            text.append(f": {busy} runs may still finish, for {seconds_left:.0f} s; a second signal stops at once")
     return text
 
 

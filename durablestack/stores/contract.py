@@ -38,6 +38,8 @@ class Claim(Struct, frozen=True, kw_only=True):
     job_names: Collection[str]
     batch_size: int
     lease_duration: timedelta
+    end_expired: bool = True
+    """Whether to look for expired leases as well; a busy claimer need not do so each time."""
 
 
 class Claimed(Struct, frozen=True):
@@ -89,7 +91,7 @@ class Store(Protocol):
         """The same through the caller's own asynchronous connection."""
 
     def claim_due_runs(self, claim: Claim) -> Claimed:
-        """Deal with expired leases, then lease the runs that are due, earliest first, of registered jobs only."""
+        """Lease runs that are due, earliest first, of registered jobs only; before, if asked to, end expired leases."""
 
     def release_claim(self, lease_token: UUID) -> set[UUID]:
         """Give back, attempt refunded, what a claim leased whose answer never arrived."""

@@ -95,9 +95,11 @@ POSTGRES = Dialect(
     migrations="postgres",
     # without statistics the planner expects few rows and sorts them: after a bulk enqueue, the whole backlog per claim
     begin=(
-        "begin isolation level read committed; set local statement_timeout = {timeout_ms}; "
-        "set local lock_timeout = {timeout_ms}; set local idle_in_transaction_session_timeout = 15000; "
-        "set local enable_bitmapscan = off"
+        "begin isolation level read committed; "
+        "select set_config('statement_timeout', '{timeout_ms}', true), "
+        "set_config('lock_timeout', '{timeout_ms}', true), "
+        "set_config('idle_in_transaction_session_timeout', '15000', true), "
+        "set_config('enable_bitmapscan', 'off', true)"
     ),
     # clock_timestamp(), since now() is the start of the transaction, which may have waited for a lock;
     # as a subquery, since a volatile function is no index condition

@@ -99,7 +99,8 @@ class InMemoryStore:
 
     def claim_due_runs(self, claim: Claim) -> Claimed:
         with self._locked() as now:
-            expired = [self._end_expired_lease(run, now) for run in self._expired(now)[:EXPIRED_PER_CLAIM_MAX]]
+            found = self._expired(now)[:EXPIRED_PER_CLAIM_MAX] if claim.end_expired else []
+            expired = [self._end_expired_lease(run, now) for run in found]
             runs = [self._leased_by(claim, run, now) for run in self._take_due(claim, now)]
         return Claimed(runs, expired)
 

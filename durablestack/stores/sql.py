@@ -102,7 +102,7 @@ class SqlStore:
 
     def claim_due_runs(self, claim: Claim) -> Claimed:
         with self._connections.transaction() as tx:
-            expired = self._end_expired_leases(tx)
+            expired = self._end_expired_leases(tx) if claim.end_expired else []
             due = self._fetch(tx, "RUNS_DUE_SELECT", job_names=list(claim.job_names), limit=claim.batch_size)
             if due:
                 self._run(

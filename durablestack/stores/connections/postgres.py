@@ -39,7 +39,7 @@ class PostgresConnections:
             ) from None
         self._psycopg = psycopg
         self._place = target.describe()
-        self._begin = begin
+        self._begin = [statement.strip().encode() for statement in begin.split(";")]
         self._timeout_seconds = timeout_seconds
         self._conninfo = _postgres_conninfo(target, timeout_seconds)
         self._connection_class = _bounded_connection_class(timeout_seconds)
@@ -62,19 +62,30 @@ class PostgresConnections:
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
+        """Statements are sent without waiting, as far as nobody asks for their rows: two journeys, not five."""
+        committing = False
         with self._connection() as connection:
-            # without parameters, so that the statements go out in one message
-            connection.execute(self._begin.encode())
             try:
-                yield CursorTransaction(connection.cursor())
-            except Exception:
-                with suppress(self._psycopg.Error):  # the error that brought us here is the one to tell
-                    connection.execute(b"rollback")
-                raise
-            try:
-                connection.execute(b"commit")
+                with connection.pipeline():
+                    for statement in self._begin:
+                        connection.execute(statement)
+                    yield CursorTransaction(connection.cursor())
+                    committing = True
+                    connection.execute(b"commit")
             except self._psycopg.OperationalError as error:
-                raise StoreUnavailable(f"{self._place}: at the commit: {_one_line(error)}", uncertain=True) from error
+                if committing and error.sqlstate is None:  # no answer: done or not
+                    text = f"{self._place}: at the commit: {_one_line(error)}"
+                    raise StoreUnavailable(text, uncertain=True) from error
+                raise
+            finally:
+                self._roll_back(connection)
+
+    def _roll_back(self, connection: psycopg.Connection[Row]) -> None:
+        """After an error; after a commit there is nothing to roll back."""
+        status = self._psycopg.pq.TransactionStatus
+        if connection.info.transaction_status in (status.INTRANS, status.INERROR):
+            with suppress(self._psycopg.Error):  # the error that brought us here is the one to tell
+                connection.execute(b"rollback")
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
