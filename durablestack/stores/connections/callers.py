@@ -21,7 +21,7 @@ def in_callers_transaction(connection: Any, driver: str) -> CursorTransaction:
             f"connection= is a {type(connection).__module__}.{type(connection).__qualname__}, "
             "which is asynchronous; hand it to the asynchronous client"
         )
-    return CursorTransaction(driver_connection(connection, driver).cursor())
+    return CursorTransaction(driver_connection(connection, driver).cursor)
 
 
 def driver_connection(connection: Any, driver: str) -> Any:

@@ -69,7 +69,7 @@ class PostgresConnections:
                 with connection.pipeline():
                     for statement in self._begin:
                         connection.execute(statement)
-                    yield CursorTransaction(connection.cursor())
+                    yield CursorTransaction(connection.cursor)
                     committing = True
                     connection.execute(b"commit")
             except self._psycopg.OperationalError as error:
@@ -90,7 +90,7 @@ class PostgresConnections:
     @contextmanager
     def read(self) -> Iterator[Transaction]:
         with self._connection() as connection:
-            yield CursorTransaction(connection.cursor())
+            yield CursorTransaction(connection.cursor)
 
     @contextmanager
     def _connection(self) -> Iterator[psycopg.Connection[Row]]:

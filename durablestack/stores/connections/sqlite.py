@@ -37,29 +37,29 @@ class SqliteConnections:
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
-        with self._locked() as cursor:
-            cursor.execute(self._begin)
+        with self._locked() as connection:
+            connection.execute(self._begin)
             try:
-                yield CursorTransaction(cursor)
+                yield CursorTransaction(connection.cursor)
             except BaseException:
                 with suppress(sqlite3.Error):  # the error that brought us here is the one to tell
-                    cursor.execute("rollback")
+                    connection.execute("rollback")
                 raise
-            cursor.execute("commit")
+            connection.execute("commit")
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
-        with self._locked() as cursor:
-            yield CursorTransaction(cursor)
+        with self._locked() as connection:
+            yield CursorTransaction(connection.cursor)
 
     @contextmanager
-    def _locked(self) -> Iterator[sqlite3.Cursor]:
+    def _locked(self) -> Iterator[sqlite3.Connection]:
         if not self._lock.acquire(timeout=self._timeout_seconds):
             raise StoreUnavailable(f"SQLite file {self._path} was busy for {self._timeout_seconds:g} s in this process")
         try:
             if self._connection is None:
                 self._connection = self._connect()
-            yield self._connection.cursor()
+            yield self._connection
         except sqlite3.Error as error:
             self._disconnect()
             raise self._translated(error) from error

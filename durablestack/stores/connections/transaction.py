@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -28,18 +28,23 @@ class Connections(Protocol):
 
 
 class CursorTransaction:
-    """A transaction by way of a DB-API cursor."""
+    """A transaction by way of DB-API cursors.
 
-    def __init__(self, cursor: Any) -> None:
-        self._cursor = cursor
+    A cursor for each statement: where statements are sent without waiting for each other, a cursor that was used
+    before would hand out the rows of the earlier one.
+    """
+
+    def __init__(self, new_cursor: Callable[[], Any]) -> None:
+        self._new_cursor = new_cursor
 
     def fetch(self, statement: str, parameters: Mapping[str, Any]) -> list[Row]:
-        self._cursor.execute(statement, parameters)
-        return list(self._cursor.fetchall())
+        cursor = self._new_cursor()
+        cursor.execute(statement, parameters)
+        return list(cursor.fetchall())
 
     def run(self, statement: str, parameters: Mapping[str, Any]) -> None:
-        self._cursor.execute(statement, parameters)
+        self._new_cursor().execute(statement, parameters)
 
     def run_many(self, statement: str, parameters: Sequence[Mapping[str, Any]]) -> None:
         if parameters:
-            self._cursor.executemany(statement, parameters)
+            self._new_cursor().executemany(statement, parameters)
