@@ -24,7 +24,8 @@ from rich.table import Table
 
 from benchmarks.bench import describe_machine, stores
 from durablestack import RunStatus
-from workers import bench, eventually, still_running
+from processes import still_running
+from workers import bench, eventually
 
 KINDS = ("recorded", "refilled", "children gone")
 LIMIT_SECONDS = 1.0

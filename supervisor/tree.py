@@ -68,6 +68,7 @@ class Supervisor:
         self._stop_asked = anyio.Event()
         self._stop_now_asked = anyio.Event()
         self.stopped = anyio.Event()
+        self.drained_until: float | None = None  # on the loop's clock, once we are stopping
         self.leases = LeaseTable()
         self.completer = Completer(self._store, self.leases, room_for=10 * options.max_concurrent_runs)
         self._starter = Starter(options.start_method, stack.child_targets)
@@ -99,8 +100,6 @@ class Supervisor:
         self.heartbeat = Heartbeat(
             self._heartbeat_store, self.leases, self.pool.end_runs, lease_duration=self._lease_duration
         )
-
-        self.drained_until: float | None = None
 
     @property
     def stopping(self) -> bool:

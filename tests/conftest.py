@@ -8,15 +8,14 @@ import multiprocessing
 import os
 import secrets
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from processes import children_of, command_line, descendants
 from servers import Absent, Available, PostgresServer, ServerAbsent, provide_postgres, start_postgres
 
 PROVIDERS: dict[str, Callable[[], Available | Absent]] = {"PostgreSQL": provide_postgres}
@@ -136,7 +135,7 @@ def table_prefix() -> str:
 @pytest.fixture(autouse=True)
 def no_process_left_behind(databases: Databases) -> Iterator[None]:
     """Set up first and torn down last, so that it sees what the other fixtures forgot."""
-    before = descendants()
+    before = descendants(os.getpid())
     yield
     deadline = time.monotonic() + CHILDREN_GRACE_SECONDS
     while (left := _left_behind(before, databases)) and time.monotonic() < deadline:
@@ -148,49 +147,18 @@ def no_process_left_behind(databases: Databases) -> Iterator[None]:
 
 
 def _left_behind(before: frozenset[int], databases: Databases) -> frozenset[int]:
-    now = descendants(leave_out=databases.pids())
+    now = descendants(os.getpid(), leave_out=databases.pids())
     lasting = frozenset(pid for pid in now if _lasts(pid))
     return now - before - lasting
 
 
-def descendants(leave_out: frozenset[int] = frozenset()) -> frozenset[int]:
-    """Our children and theirs (a forkserver's children are ours in spirit), from /proc; empty elsewhere."""
-    found: set[int] = set()
-    parents = [os.getpid()] if sys.platform == "linux" else []
-    while parents:
-        children = _children(parents.pop()) - leave_out - found
-        found |= children
-        parents.extend(children)
-    return frozenset(found)
-
-
-def _children(pid: int) -> frozenset[int]:
-    found: set[int] = set()
-    for path in _children_files(pid):
-        with suppress(OSError):  # the thread, or the process, has just ended
-            found |= {int(child) for child in path.read_text().split()}
-    return frozenset(found)
-
-
-def _children_files(pid: int) -> list[Path]:
-    with suppress(OSError):  # ended, while we look
-        return list(Path(f"/proc/{pid}/task").glob("*/children"))
-    return []
-
-
 def _lasts(pid: int) -> bool:
     """Our own resource tracker or forkserver; a forkserver's children have its command line, not its parent."""
-    return pid in _children(os.getpid()) and any(name in _command_line(pid) for name in LASTING_CHILDREN)
-
-
-def _command_line(pid: int) -> bytes:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
-    return b""
+    return pid in children_of(os.getpid()) and any(name in command_line(pid) for name in LASTING_CHILDREN)
 
 
 def _describe(pid: int) -> str:
-    return _command_line(pid).decode(errors="replace").strip()[:200] or "(zombie: ended, but nobody waited for it)"
+    return command_line(pid).decode(errors="replace").strip()[:200] or "(zombie: ended, but nobody waited for it)"
 
 
 def _kill(pids: frozenset[int]) -> None:

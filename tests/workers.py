@@ -16,6 +16,7 @@ from uuid import UUID
 
 from durablestack import DurableStack, Run, RunStatus
 from durablestack.options import DurableStackOptions
+from processes import command_line, descendants, stat_fields, still_running
 
 TESTS = Path(__file__).parent
 PATIENCE_SECONDS = 30.0
@@ -133,7 +134,7 @@ class Worker:
 
     def children(self) -> list[int]:
         """The processes that execute runs."""
-        return [pid for pid in descendants(self.pid) if _is_child(pid)]
+        return [pid for pid in sorted(descendants(self.pid)) if _is_child(pid)]
 
     def until_ready(self, children: int) -> list[int]:
         return eventually(
@@ -159,7 +160,7 @@ class Worker:
 
     def close(self) -> None:
         """End it, however the test left it, and whatever belongs to it."""
-        family = descendants(self.pid) if self.process.poll() is None else []
+        family = sorted(descendants(self.pid)) if self.process.poll() is None else []
         for pid in [self.pid, *family]:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -171,47 +172,12 @@ class Worker:
         eventually(lambda: not any(still_running(pid) for pid in family), what="the end of the family")
 
 
-def descendants(pid: int) -> list[int]:
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, IndexError):
-                continue
-            parents.setdefault(parent, []).append(int(entry.name))
-    found: list[int] = []
-    waiting = [pid]
-    while waiting:
-        below = parents.get(waiting.pop(), [])
-        found += below
-        waiting += below
-    return found
-
-
 def _is_child(pid: int) -> bool:
     """Children lead a session of their own, below the fork server; the fork server leads one too, above them."""
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+    command, fields = command_line(pid), stat_fields(pid)
+    if not fields or fields[0] == "Z" or int(fields[3]) != pid or b"resource_tracker" in command:
         return False
-    parent, session, state = int(fields[1]), int(fields[3]), fields[0]
-    if state == "Z" or session != pid or b"resource_tracker" in command:
-        return False
-    if b"spawn_main" in command:
-        return True
-    try:
-        return b"forkserver" in command and b"forkserver" in Path(f"/proc/{parent}/cmdline").read_bytes()
-    except OSError:
-        return False
-
-
-def still_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    return b"spawn_main" in command or (b"forkserver" in command and b"forkserver" in command_line(int(fields[1])))
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import pytest
 import chaos_jobs
 from durablestack import DurableStack, JobDefinitionError, Run, RunStatus, SchemaError
 from durablestack.supervisor.embedded import supervise
-from workers import PATIENCE_SECONDS, still_running
+from processes import still_running
+from workers import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,8 @@ from uuid import UUID
 import pytest
 
 from durablestack import Run, RunStatus
-from workers import Bench, eventually, still_running
+from processes import still_running
+from workers import Bench, eventually
 
 DEATHS = {
     "sigkill": ("ChildCrashed", "SIGKILL"),

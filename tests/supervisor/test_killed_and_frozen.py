@@ -6,7 +6,8 @@ import time
 
 from durablestack import RunStatus
 from durablestack.runs import AttemptOutcome
-from workers import Bench, eventually, still_running
+from processes import still_running
+from workers import Bench, eventually
 
 LONG = {"seconds": 60.0}
 
@@ -42,7 +43,7 @@ def test_a_child_killed_from_outside_mid_run_costs_its_run_an_attempt_and_its_ne
 def test_a_killed_supervisor_takes_its_children_along_and_another_completes_its_runs(any_bench: Bench) -> None:
     first = any_bench.worker()
     run_ids = [any_bench.client.enqueue("sleeps", {"seconds": 1.5}) for _ in range(2)]
-    held_gil = any_bench.client.enqueue("innocent")
+    waiting = any_bench.client.enqueue("innocent")
     children = [any_bench.until_noted(run_id, "start").pid for run_id in run_ids]
     first.kill()
     eventually(lambda: not any(map(still_running, children)), within_seconds=5, what="the end of the children")
@@ -51,7 +52,7 @@ def test_a_killed_supervisor_takes_its_children_along_and_another_completes_its_
         run = any_bench.until(run_id, RunStatus.SUCCEEDED)
         assert run.attempt == 2
         assert [a.error_type for a in any_bench.stack.queries.get_attempts(run_id)] == ["LeaseExpired", None]
-    assert any_bench.until(held_gil, RunStatus.SUCCEEDED).attempt == 1
+    assert any_bench.until(waiting, RunStatus.SUCCEEDED).attempt == 1
 
 
 def test_children_that_hold_the_gil_die_with_their_supervisor_too(sqlite_bench: Bench) -> None:

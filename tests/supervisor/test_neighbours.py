@@ -12,7 +12,8 @@ import pytest
 
 from durablestack import DurableStack, RunStatus
 from durablestack.supervisor.embedded import supervise
-from workers import TESTS, Bench, eventually, still_running
+from processes import still_running
+from workers import TESTS, Bench, eventually
 
 MESSES = [
     "folder",
