@@ -1,1 +1,1 @@
-"""When: the delay before a retry. Recurring schedules come to this room later."""
+"""When: cron expressions, intervals and time zones, the slots of a schedule, the delay before a retry."""
