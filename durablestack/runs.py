@@ -42,7 +42,10 @@ class Lease(Struct, frozen=True):
 
 
 class NewRun(Struct, frozen=True, kw_only=True):
-    """A run that is to be stored. `payload` is JSON text; `scheduled_for` None means now, by the database's clock."""
+    """A run that is to be stored. `payload` is JSON text; `scheduled_for` None means now, by the database's clock.
+
+    `recurring`: its job has a schedule, whose slots wait for it unless they may overlap. `slot`: the one it is for.
+    """
 
     id: UUID
     job_name: str
@@ -50,6 +53,9 @@ class NewRun(Struct, frozen=True, kw_only=True):
     max_attempts: int = 3
     scheduled_for: datetime | None = None
     requeued_from: UUID | None = None
+    recurring: bool = False
+    slot: datetime | None = None
+    trace_context: str | None = None
 
 
 class Run(Struct, frozen=True, kw_only=True):
@@ -57,6 +63,8 @@ class Run(Struct, frozen=True, kw_only=True):
 
     `attempt` counts claims, so it is 0 before the first and stays at `max_attempts` after the last.
     The `error_*` fields tell of the latest attempt that failed, and are empty once a run succeeded.
+    `slot` is the slot of its schedule that the run was made for. `trace_context` is what a tracer needs to link
+    the execution to whoever enqueued it: JSON text of its own headers.
     """
 
     id: UUID
@@ -79,6 +87,8 @@ class Run(Struct, frozen=True, kw_only=True):
     stdout_tail: str | None = None
     stderr_tail: str | None = None
     requeued_from: UUID | None = None
+    slot: datetime | None = None
+    trace_context: str | None = None
 
     @property
     def lease(self) -> Lease:

@@ -15,10 +15,23 @@ from typing import Any
 
 import pytest
 
+from mariadb import MariaDbServer, provide_mysql, start_mariadb
 from processes import children_of, command_line, descendants
-from servers import Absent, Available, PostgresServer, ServerAbsent, provide_postgres, start_postgres
+from servers import (
+    Absent,
+    Available,
+    PostgresServer,
+    ServerAbsent,
+    provide_postgres,
+    provide_sqlserver,
+    start_postgres,
+)
 
-PROVIDERS: dict[str, Callable[[], Available | Absent]] = {"PostgreSQL": provide_postgres}
+PROVIDERS: dict[str, Callable[[], Available | Absent]] = {
+    "PostgreSQL": provide_postgres,
+    "MySQL": provide_mysql,
+    "SQL Server": provide_sqlserver,
+}
 
 WORKERINPUT_KEY = "durablestack_databases"
 CHILDREN_GRACE_SECONDS = 2.0
@@ -82,6 +95,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         config.stash[DATABASES].close()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Soaks take minutes: they run when they are asked for, with -m."""
+    if not config.option.markexpr:
+        soaks = [item for item in items if item.get_closest_marker("soak")]
+        items[:] = [item for item in items if item not in soaks]
+        config.hook.pytest_deselected(items=soaks)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     not_examined = config.stash[DATABASES].not_examined()
     if not_examined:
@@ -99,6 +120,18 @@ def databases(request: pytest.FixtureRequest) -> Databases:
 def postgres_dsn(databases: Databases) -> str:
     """The PostgreSQL that all tests share: keep to your `table_prefix`, and break nothing."""
     return dsn_or_skip(databases, "PostgreSQL")
+
+
+@pytest.fixture(scope="session")
+def mysql_dsn(databases: Databases) -> str:
+    """The MySQL or MariaDB that all tests share: keep to your `table_prefix`, and break nothing."""
+    return dsn_or_skip(databases, "MySQL")
+
+
+@pytest.fixture(scope="session")
+def sqlserver_dsn(databases: Databases) -> str:
+    """The SQL Server that all tests share: keep to your `table_prefix`, and break nothing."""
+    return dsn_or_skip(databases, "SQL Server")
 
 
 def dsn_or_skip(databases: Databases, name: str) -> str:
@@ -119,6 +152,24 @@ def own_postgres() -> Iterator[Callable[[], PostgresServer]]:
             server = start_postgres()
         except ServerAbsent as absent:
             pytest.skip(f"PostgreSQL of our own: {absent}")
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def own_mariadb() -> Iterator[Callable[[], MariaDbServer]]:
+    """A MariaDB of this test alone, about a second per call: restart it, break it."""
+    servers: list[MariaDbServer] = []
+
+    def start() -> MariaDbServer:
+        try:
+            server = start_mariadb()
+        except ServerAbsent as absent:
+            pytest.skip(f"MariaDB of our own: {absent}")
         servers.append(server)
         return server
 

@@ -30,6 +30,7 @@ from typing import IO, Literal, Protocol, Self
 import psycopg
 
 POSTGRES_DSN_VARIABLE = "DURABLESTACK_TEST_POSTGRES"
+SQLSERVER_DSN_VARIABLE = "DURABLESTACK_TEST_SQLSERVER"
 POSTGRES_BINARIES_VARIABLE = "DURABLESTACK_TEST_POSTGRES_BINARIES"
 
 INITDB_TIMEOUT_SECONDS = 60.0
@@ -54,7 +55,7 @@ POSTGRES_SETTINGS = {
 # Waits for the end of its standard input, which only our death (of whatever kind) brings.
 GUARD_SCRIPT = """
 read -r _
-kill -QUIT "$1"
+kill -"$3" "$1"
 tries=0
 while kill -0 "$1" 2>/dev/null && [ $tries -lt 100 ]; do sleep 0.1; tries=$((tries + 1)); done
 rm -rf -- "$2"
@@ -132,6 +133,13 @@ def provide_postgres() -> Available | Absent:
     return Available(server.dsn, server)
 
 
+def provide_sqlserver() -> Available | Absent:
+    """The SQL Server of this test session: only one that is named, since none can be brought along."""
+    if dsn := os.environ.get(SQLSERVER_DSN_VARIABLE):
+        return Available(dsn)
+    return Absent(f"its statements were parsed, and none was run: name a server in {SQLSERVER_DSN_VARIABLE}")
+
+
 def start_postgres() -> "PostgresServer":
     """A fresh server from the first binaries that work."""
     if os.name != "posix":
@@ -192,17 +200,17 @@ def _newest_first(folders: Iterator[Path]) -> list[Path]:
     return sorted(folders, key=version, reverse=True)
 
 
-def unprivileged_account() -> Account | None:
-    """PostgreSQL refuses to run as root; None when we are not root."""
+def unprivileged_account(*names: str) -> Account | None:
+    """The first of these that exists: servers refuse to run as root. None when we are not root."""
     if os.geteuid() != 0:
         return None
     import pwd
 
-    for name in ("postgres", "nobody"):
+    for name in names:
         with contextlib.suppress(KeyError):
             entry = pwd.getpwnam(name)
             return Account(name, entry.pw_uid, entry.pw_gid)
-    raise ServerFailed("we are root, and there is neither a user 'postgres' nor 'nobody' to run the server")
+    raise ServerFailed(f"we are root, and there is no user of these to run the server: {', '.join(names)}")
 
 
 def free_port() -> int:
@@ -215,6 +223,36 @@ def free_port() -> int:
                 probe.bind(("127.0.0.1", port))
                 return port
     raise ServerFailed(f"no free port between {PORT_FIRST} and {PORT_LAST}")
+
+
+def spawn(command: list[str], folder: Path, account: Account | None, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    """A server's process, as `account`: cut off from our variables, our terminal and our working folder."""
+    # no PG* variables, and no working folder that the account cannot enter; a terminal's Ctrl-C is not for it
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        cwd=folder,
+        # a MariaDB that starts removes the temporary tables that it finds, whosoever they are
+        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC", "TMPDIR": str(folder)},
+        start_new_session=True,
+        user=account.uid if account else None,
+        group=account.gid if account else None,
+        extra_groups=[] if account else None,
+    )
+
+
+def start_guard(pid: int, folder: Path, signal_name: str) -> subprocess.Popen[bytes]:
+    """Ends the server with that signal, and removes its folder, when we are gone."""
+    return subprocess.Popen(
+        ["/bin/sh", "-c", GUARD_SCRIPT, "guard", str(pid), str(folder), signal_name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        start_new_session=True,
+    )
 
 
 class PostgresServer:
@@ -297,7 +335,7 @@ class PostgresServer:
         return "\n".join(lines[-LOG_TAIL_LINES:])
 
     def _create_data(self) -> None:
-        self._account = unprivileged_account()
+        self._account = unprivileged_account("postgres", "nobody")
         self._folder = Path(tempfile.mkdtemp(prefix="durablestack-postgres-", dir=tempfile.gettempdir()))
         atexit.register(self._close_at_exit)
         if self._account is not None:
@@ -338,7 +376,7 @@ class PostgresServer:
         with open(self.folder / "server.log", "wb") as log:
             command = [str(self._bin / "postgres"), "-D", str(self.folder / "data"), *options]
             self._process = self._popen(command, log)
-        self._start_guard(self._process.pid)
+        self._guard = start_guard(self._process.pid, self.folder, "QUIT")
         known_port, self._port = self._port, port
         try:
             self._wait_until_it_answers(self._process)
@@ -348,31 +386,7 @@ class PostgresServer:
             raise
 
     def _popen(self, command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-        # no PG* variables, and no working folder that the account cannot enter; a terminal's Ctrl-C is not for it
-        environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
-        account = self._account
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=self.folder,
-            env=environment,
-            start_new_session=True,
-            user=account.uid if account else None,
-            group=account.gid if account else None,
-            extra_groups=[] if account else None,
-        )
-
-    def _start_guard(self, pid: int) -> None:
-        self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", GUARD_SCRIPT, "guard", str(pid), str(self.folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            start_new_session=True,
-        )
+        return spawn(command, self.folder, self._account, log)
 
     def _wait_until_it_answers(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + START_TIMEOUT_SECONDS

@@ -14,14 +14,16 @@ when its tables are not the ones expected.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
 from msgspec import Struct
 
+from durablestack.ids import new_run_id
 from durablestack.runs import Attempt, Lease, NewRun, Outcome, Run, RunStatus
+from durablestack.schedules import Schedule, Slot
 
 EXPIRED_PER_CLAIM_MAX = 100
 """How many expired leases one claim deals with at most."""
@@ -64,6 +66,33 @@ class Extended(Struct, frozen=True):
 
     held: frozenset[UUID]
     cancel_requested: frozenset[UUID]
+
+
+class Backlog(Struct, frozen=True):
+    """Runs that are due, and for how long the first of them has been; None if there is none."""
+
+    due: int
+    oldest_due_for: timedelta | None
+
+
+ChangeSchedule = Callable[[Schedule | None, datetime], Schedule | None]
+"""From what is stored (None: nothing) and the store's time to what is to be stored; None leaves it as it is."""
+
+NextSlot = Callable[[Schedule, datetime], Slot | None]
+"""The slot of a schedule that is to get its run at the store's time; None if there is none."""
+
+
+def scheduled_run(schedule: Schedule, slot: datetime | None) -> NewRun:
+    """A run of a schedule: for one of its slots, or beside them."""
+    return NewRun(
+        id=new_run_id(),
+        job_name=schedule.job_name,
+        payload=schedule.payload,
+        max_attempts=schedule.max_attempts,
+        scheduled_for=slot,
+        recurring=True,
+        slot=slot,
+    )
 
 
 class Store(Protocol):
@@ -133,6 +162,47 @@ class Store(Protocol):
 
     def count_due(self, job_names: Collection[str], count_max: int) -> int:
         """How many runs of these jobs are due now, counted up to `count_max`."""
+
+    def measure_backlog(self, job_names: Collection[str], count_max: int) -> Backlog:
+        """The same, and for how long the first of them has been due."""
+
+    # --- schedules
+
+    def change_schedule(self, job_name: str, change: ChangeSchedule) -> Schedule | None:
+        """Store what `change` makes of a job's schedule, which is locked meanwhile; return what is stored then.
+
+        What `change` raises leaves the schedule as it is, and reaches the caller.
+        """
+
+    def get_schedule(self, job_name: str) -> Schedule | None:
+        """The schedule of a job, or None."""
+
+    def list_schedules(self) -> list[Schedule]:
+        """All schedules, by the names of their jobs."""
+
+    def next_schedules(self, job_names: Collection[str], within: timedelta) -> tuple[datetime, list[Schedule]]:
+        """The store's time, and the enabled schedules of these jobs with a slot until `within` from then, earliest
+        first."""
+
+    def keep_schedules_seen(self, job_names: Collection[str], every: timedelta) -> None:
+        """Note that these schedules are in somebody's code, unless it was noted less than `every` ago."""
+
+    def materialize_recurring_run(self, job_name: str, next_slot: NextSlot) -> NewRun | None:
+        """Enqueue the run of the slot that `next_slot` names, and move the schedule on: both or neither.
+
+        None when nothing was enqueued: the schedule is disabled or gone, somebody else is at it, no slot is due, the
+        slot has had its run, or it has to wait for a run of the job that is pending or leased. What `next_slot`
+        raises leaves the schedule as it is, and reaches the caller.
+        """
+
+    def run_schedule_now(self, job_name: str) -> UUID | None:
+        """Enqueue a run of a scheduled job, beside its slots; return its id.
+
+        None when its runs may not overlap, and one is pending or leased.
+
+        Raises:
+            ScheduleError: there is no such schedule.
+        """
 
     def prune_runs(self, older_than: timedelta, batch_size: int) -> int:
         """Delete up to `batch_size` runs that ended longer ago; return how many were deleted."""

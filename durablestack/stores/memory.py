@@ -13,7 +13,7 @@ from uuid import UUID
 
 from msgspec.structs import replace
 
-from durablestack.errors import StoreError
+from durablestack.errors import ScheduleError, StoreError
 from durablestack.ids import new_run_id
 from durablestack.runs import (
     CANCELLED_MESSAGE,
@@ -32,8 +32,20 @@ from durablestack.runs import (
     RunStatus,
     Succeeded,
 )
+from durablestack.schedules import Schedule
 
-from .contract import ATTEMPTS_KEPT_MAX, EXPIRED_PER_CLAIM_MAX, Claim, Claimed, ExpiredRun, Extended
+from .contract import (
+    ATTEMPTS_KEPT_MAX,
+    EXPIRED_PER_CLAIM_MAX,
+    Backlog,
+    ChangeSchedule,
+    Claim,
+    Claimed,
+    ExpiredRun,
+    Extended,
+    NextSlot,
+    scheduled_run,
+)
 
 
 def _utc_now() -> datetime:
@@ -59,6 +71,11 @@ class InMemoryStore:
         # what is pending, earliest first; an entry is good while its run is pending and due at that instant
         self._due: list[tuple[datetime, UUID]] = []
         self._leased: set[UUID] = set()
+        self._schedules: dict[str, Schedule] = {}
+        # the runs of scheduled jobs that are pending or leased, by job
+        self._active_recurring: dict[str, set[UUID]] = {}
+        self._recurring: set[UUID] = set()
+        self._slots: set[tuple[str, datetime]] = set()
 
     def migrate(self) -> list[int]:
         return []
@@ -77,23 +94,33 @@ class InMemoryStore:
             raise StoreError("connection= was given, but the in-memory store has no transactions to take part in")
         with self._locked() as now:
             for new in runs:
-                if new.id not in self._runs:
-                    self._put(
-                        Run(
-                            id=new.id,
-                            job_name=new.job_name,
-                            status=RunStatus.PENDING,
-                            payload=new.payload,
-                            scheduled_for=new.scheduled_for.astimezone(UTC) if new.scheduled_for else now,
-                            attempt=0,
-                            max_attempts=new.max_attempts,
-                            created_at=now,
-                            requeued_from=new.requeued_from,
-                        )
-                    )
+                self._add(new, now)
 
     async def enqueue_async(self, runs: Sequence[NewRun], connection: Any) -> None:
         self.enqueue(runs, connection)
+
+    def _add(self, new: NewRun, now: datetime) -> None:
+        if new.id in self._runs:
+            return
+        if new.recurring:
+            self._recurring.add(new.id)
+        if new.slot is not None:
+            self._slots.add((new.job_name, new.slot))
+        self._put(
+            Run(
+                id=new.id,
+                job_name=new.job_name,
+                status=RunStatus.PENDING,
+                payload=new.payload,
+                scheduled_for=new.scheduled_for.astimezone(UTC) if new.scheduled_for else now,
+                attempt=0,
+                max_attempts=new.max_attempts,
+                created_at=now,
+                requeued_from=new.requeued_from,
+                slot=new.slot,
+                trace_context=new.trace_context,
+            )
+        )
 
     # --- claim
 
@@ -314,6 +341,7 @@ class InMemoryStore:
             payload=run.payload,
             max_attempts=run.max_attempts,
             requeued_from=run.id,
+            recurring=run.id in self._recurring,
         )
         self.enqueue([new])
         return new.id
@@ -358,6 +386,87 @@ class InMemoryStore:
             )
         return min(due, count_max)
 
+    def measure_backlog(self, job_names: Collection[str], count_max: int) -> Backlog:
+        with self._locked() as now:
+            due = [
+                run.scheduled_for
+                for run in self._runs.values()
+                if run.status is RunStatus.PENDING and run.scheduled_for <= now and run.job_name in job_names
+            ]
+        return Backlog(min(len(due), count_max), now - min(due) if due else None)
+
+    # --- schedules
+
+    def change_schedule(self, job_name: str, change: ChangeSchedule) -> Schedule | None:
+        with self._locked() as now:
+            before = self._schedules.get(job_name)
+            changed = change(before, now)
+            if changed is not None:
+                created_at = before.created_at if before is not None else now
+                self._schedules[job_name] = replace(changed, created_at=created_at, updated_at=now)
+            return self._schedules.get(job_name)
+
+    def get_schedule(self, job_name: str) -> Schedule | None:
+        with self._locked():
+            return self._schedules.get(job_name)
+
+    def list_schedules(self) -> list[Schedule]:
+        with self._locked():
+            return [self._schedules[job_name] for job_name in sorted(self._schedules)]
+
+    def next_schedules(self, job_names: Collection[str], within: timedelta) -> tuple[datetime, list[Schedule]]:
+        with self._locked() as now:
+            found = [
+                (schedule.next_run_at, schedule.job_name, schedule)
+                for name in job_names
+                if (schedule := self._schedules.get(name)) is not None
+                and schedule.enabled
+                and schedule.next_run_at is not None
+                and schedule.next_run_at <= now + within
+            ]
+        return now, [schedule for _, _, schedule in sorted(found, key=lambda each: each[:2])]
+
+    def keep_schedules_seen(self, job_names: Collection[str], every: timedelta) -> None:
+        with self._locked() as now:
+            for name in job_names:
+                schedule = self._schedules.get(name)
+                if schedule is not None and schedule.seen_at <= now - every:
+                    self._schedules[name] = replace(schedule, seen_at=now)
+
+    def materialize_recurring_run(self, job_name: str, next_slot: NextSlot) -> NewRun | None:
+        with self._locked() as now:
+            schedule = self._schedules.get(job_name)
+            if schedule is None or not schedule.enabled:
+                return None
+            slot = next_slot(schedule, now)
+            if slot is None or (slot.slot is not None and self._has_to_wait(schedule)):
+                return None
+            run = None
+            if slot.slot is not None and (job_name, slot.slot) not in self._slots:
+                run = scheduled_run(schedule, slot.slot)
+                self._add(run, now)
+            self._schedules[job_name] = replace(
+                schedule,
+                next_run_at=slot.next_run_at,
+                last_slot=slot.slot or schedule.last_slot,
+                error_message=None,
+            )
+        return run
+
+    def run_schedule_now(self, job_name: str) -> UUID | None:
+        with self._locked() as now:
+            schedule = self._schedules.get(job_name)
+            if schedule is None:
+                raise ScheduleError(f"there is no schedule of a job {job_name!r}")
+            if self._has_to_wait(schedule):
+                return None
+            run = scheduled_run(schedule, slot=None)
+            self._add(run, now)
+        return run.id
+
+    def _has_to_wait(self, schedule: Schedule) -> bool:
+        return not schedule.allow_concurrent_runs and bool(self._active_recurring.get(schedule.job_name))
+
     # --- prune
 
     def prune_runs(self, older_than: timedelta, batch_size: int) -> int:
@@ -368,9 +477,12 @@ class InMemoryStore:
                 if run.completed_at is not None and run.completed_at <= now - older_than
             ][:batch_size]
             for id in old:
-                del self._runs[id]
+                run = self._runs.pop(id)
+                if run.slot is not None:
+                    self._slots.discard((run.job_name, run.slot))
                 self._attempts.pop(id, None)
                 self._last_tokens.pop(id, None)
+                self._recurring.discard(id)
         return len(old)
 
     def close(self) -> None:
@@ -389,6 +501,9 @@ class InMemoryStore:
         before = self._runs.get(run.id)
         self._runs[run.id] = run
         (self._leased.add if run.status is RunStatus.LEASED else self._leased.discard)(run.id)
+        if run.id in self._recurring:
+            active = self._active_recurring.setdefault(run.job_name, set())
+            (active.discard if run.status.terminal else active.add)(run.id)
         is_newly_due = before is None or (before.status, before.scheduled_for) != (run.status, run.scheduled_for)
         if run.status is RunStatus.PENDING and is_newly_due:
             heapq.heappush(self._due, (run.scheduled_for, run.id))

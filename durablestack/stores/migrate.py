@@ -6,52 +6,50 @@ import re
 import zlib
 from importlib.resources import files
 
-from durablestack.errors import SchemaError
+from durablestack.errors import SchemaError, StoreUnavailable
 
 from .connections import Connections, Transaction
 from .dialects import Dialect
 from .statements import TEMPLATES
 
-SCHEMA_VERSION = 1
-COMPATIBLE_FROM = {1: 1}
+SCHEMA_VERSION = 2
+COMPATIBLE_FROM = {1: 1, 2: 1}
 """For each version of the schema, the oldest version of this library's schema that can still work with it."""
 
-_LOCK = {
-    "postgres": "select pg_advisory_xact_lock({key})",
-    "sqlite": "select 1",  # begin immediate holds the only lock there is
-}
-_CREATE_VERSIONS = """
-create table if not exists {migrations} (
+_VERSIONS_COLUMNS = """(
     version integer not null primary key,
     compatible_from integer not null,
     applied_at_utc {timestamp} not null
-)
-"""
-_TIMESTAMP = {"postgres": "timestamptz", "sqlite": "text"}
+)"""
 
 
 def migrate(connections: Connections, dialect: Dialect, prefix: str) -> list[int]:
-    """Apply what is missing, all of it or nothing; return the versions applied.
+    """Apply what is missing; return the versions applied.
 
+    All of it or nothing, but for MySQL, where each statement commits by itself and is repeated after a failure.
     Any number of processes may do this at once: one works, the others wait and find it done.
     """
     connections.prepare()
     if _current_version(connections, dialect, prefix) >= SCHEMA_VERSION:
         return []  # no DDL, no lock, no rights needed for either
+    key = zlib.crc32(f"durablestack {prefix}".encode())
     with connections.transaction() as tx:
-        tx.run(_LOCK[dialect.name].format(key=zlib.crc32(f"durablestack {prefix}".encode())), {})
+        if tx.fetch(dialect.migration_lock.format(key=key), {})[0][-1] != 1:
+            raise StoreUnavailable("another process has been creating or updating the tables for too long")
         tx.run(_create_versions(dialect, prefix), {})
         applied = {version for version, _ in tx.fetch(dialect.render("", TEMPLATES["MIGRATIONS_SELECT"], prefix), {})}
         missing = [version for version in range(1, SCHEMA_VERSION + 1) if version not in applied]
         for version in missing:
             _apply(tx, dialect, prefix, version)
+        if dialect.migration_unlock:
+            tx.fetch(dialect.migration_unlock.format(key=key), {})
     verify(connections, dialect, prefix)
     return missing
 
 
 def _create_versions(dialect: Dialect, prefix: str) -> str:
     migrations = dialect.quoted(f"{prefix}durable_stack_schema_migrations")
-    return _CREATE_VERSIONS.format(migrations=migrations, timestamp=_TIMESTAMP[dialect.name])
+    return dialect.create_table.format(migrations) + _VERSIONS_COLUMNS.format(timestamp=dialect.timestamp)
 
 
 def verify(connections: Connections, dialect: Dialect, prefix: str) -> None:
@@ -69,7 +67,7 @@ def verify(connections: Connections, dialect: Dialect, prefix: str) -> None:
             f"it works with version {versions[current]} and later, this is {SCHEMA_VERSION}: update durablestack"
         )
     with connections.read() as tx:
-        for probe in ("RUNS_PROBE", "ATTEMPTS_PROBE"):
+        for probe in ("RUNS_PROBE", "JOBS_PROBE", "ATTEMPTS_PROBE"):
             tx.fetch(dialect.render(probe, TEMPLATES[probe], prefix), {})
 
 
@@ -86,13 +84,19 @@ def _versions(connections: Connections, dialect: Dialect, prefix: str) -> dict[i
 
 
 def _apply(tx: Transaction, dialect: Dialect, prefix: str, version: int) -> None:
-    folder = files("durablestack.stores").joinpath("migrations", dialect.migrations)
-    file = next(file for file in folder.iterdir() if file.name.startswith(f"{version:03}_"))
-    script = re.sub(r"--[^\n]*", "", file.read_text(encoding="utf-8"))
-    script = re.sub(r"\{prefix\}(\w+)", lambda found: dialect.quoted(prefix + found[1]), script)
-    for statement in filter(None, map(str.strip, script.split(";"))):
+    for statement in statements_of(dialect, prefix, version):
         tx.run(statement, {})
     tx.run(
         dialect.render("", TEMPLATES["MIGRATION_INSERT"], prefix),
         dialect.bind({"version": version, "compatible_from": COMPATIBLE_FROM[version]}),
     )
+
+
+def statements_of(dialect: Dialect, prefix: str, version: int) -> list[str]:
+    """The file of one version. `{prefix}name` is a name with its prefix, quoted; `{prefix}` alone is the prefix."""
+    folder = files("durablestack.stores").joinpath("migrations", dialect.migrations)
+    file = next(file for file in folder.iterdir() if file.name.startswith(f"{version:03}_"))
+    script = re.sub(r"--[^\n]*", "", file.read_text(encoding="utf-8"))
+    script = re.sub(r"\{prefix\}(\w+)", lambda found: dialect.quoted(prefix + found[1]), script)
+    script = script.replace("{prefix}", prefix)
+    return [statement for statement in map(str.strip, script.split(";")) if statement]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from durablestack.errors import OptionsError
 from durablestack.options import DurableStackOptions, StorageProvider
 
 from .connections import Connections
+from .connections.mysql import mysql_connections
 from .connections.postgres import PostgresConnections
 from .connections.sqlite import SqliteConnections
+from .connections.sqlserver import sqlserver_connections
 from .contract import Store
-from .dialects import POSTGRES, SQLITE
+from .dialects import MYSQL, POSTGRES, SQLITE, SQLSERVER
 from .memory import InMemoryStore
 from .sql import SqlStore
 
@@ -20,7 +21,7 @@ def open_store(
     """A store for the provider of the options. It connects when it is first used.
 
     Raises:
-        OptionsError: the provider is not available here, or its driver is not installed.
+        OptionsError: the provider's driver is not installed, or does not take what the connection string says.
     """
     timeout_seconds = timeout_seconds or options.operation_timeout_seconds
     provider, target = options.effective_provider, options.connection_target()
@@ -35,11 +36,19 @@ def open_store(
                 target, begin, connections_max=connections_max, timeout_seconds=timeout_seconds
             )
             return SqlStore(connections, POSTGRES, prefix)
+        case StorageProvider.MY_SQL:
+            connections = mysql_connections(
+                target, MYSQL.begin, connections_max=connections_max, timeout_seconds=timeout_seconds
+            )
+            return SqlStore(connections, MYSQL, prefix)
+        case StorageProvider.SQL_SERVER:
+            connections = sqlserver_connections(
+                target, SQLSERVER.begin, connections_max=connections_max, timeout_seconds=timeout_seconds
+            )
+            return SqlStore(connections, SQLSERVER, prefix)
         case StorageProvider.SQLITE:
             connections = SqliteConnections(
                 target, SQLITE.begin, synchronous=options.sqlite.synchronous, timeout_seconds=timeout_seconds
             )
             return SqlStore(connections, SQLITE, prefix)
-    raise OptionsError(
-        f"storage_provider = {provider.value!r} is not available in this version; allowed: in_memory, postgres, sqlite"
-    )
+    raise AssertionError(f"{provider} keeps runs in memory, and has no connection")

@@ -1,21 +1,23 @@
-"""From the rows of a database to runs and attempts."""
+"""From the rows of a database to runs, attempts and schedules."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from durablestack.errors import StoreError
 from durablestack.runs import Attempt, AttemptOutcome, Run, RunStatus
+from durablestack.schedules import Schedule
 
 from .contract import Claim
 from .dialects import Dialect
-from .statements import ATTEMPT_COLUMNS, RUN_COLUMNS
+from .statements import ATTEMPT_COLUMNS, JOB_COLUMNS, RUN_COLUMNS
 
 _RUN_FIELDS = tuple(column.strip().removesuffix("_utc") for column in RUN_COLUMNS.split(","))
 _ATTEMPT_FIELDS = tuple(column.strip().removesuffix("_utc") for column in ATTEMPT_COLUMNS.split(","))
+_SCHEDULE_FIELDS = tuple(column.strip().removesuffix("_utc") for column in JOB_COLUMNS.split(","))
 _INSTANTS = {
     "scheduled_for",
     "created_at",
@@ -24,6 +26,12 @@ _INSTANTS = {
     "lease_until",
     "cancel_requested_at",
     "ended_at",
+    "slot",
+    "next_run_at",
+    "last_slot",
+    "seen_at",
+    "orphaned_at",
+    "updated_at",
 }
 _UUIDS = {"id", "run_id", "lease_token", "requeued_from"}
 
@@ -44,7 +52,7 @@ class Rows:
 
     def claimed_run(self, row: Sequence[Any], claim: Claim) -> Run:
         """The run as the claim that read the row has left it."""
-        id, job_name, payload, scheduled_for, attempt, max_attempts, created_at = row
+        id, job_name, payload, scheduled_for, attempt, max_attempts, created_at, slot, trace_context = row
         return Run(
             id=self.uuid(id),
             job_name=job_name,
@@ -56,7 +64,15 @@ class Rows:
             created_at=self.instant(created_at),
             lease_owner=claim.worker_name,
             lease_token=claim.lease_token,
+            slot=self._dialect.to_datetime(slot),
+            trace_context=trace_context,
         )
+
+    def schedule(self, row: Sequence[Any]) -> Schedule:
+        fields = self._decoded(_SCHEDULE_FIELDS, row)
+        every_seconds = fields.pop("every_seconds")
+        flags = {name: bool(fields[name]) for name in ("enabled", "allow_concurrent_runs")}
+        return Schedule(**{**fields, **flags, "every": _interval(every_seconds)})
 
     def uuid(self, value: Any) -> UUID:
         uuid = self._dialect.to_uuid(value)
@@ -83,3 +99,11 @@ class Rows:
             else:
                 fields[name] = value
         return fields
+
+
+def _interval(seconds: Any) -> timedelta | None:
+    """None also for what is no interval, so that the schedule alone cannot be meant, and not the whole table."""
+    try:
+        return timedelta(seconds=seconds)
+    except (TypeError, ValueError, OverflowError):
+        return None

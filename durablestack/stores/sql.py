@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from durablestack.errors import ScheduleError
 from durablestack.ids import new_run_id
 from durablestack.runs import (
     CANCELLED_MESSAGE,
@@ -26,11 +27,23 @@ from durablestack.runs import (
     RunStatus,
     Succeeded,
 )
+from durablestack.schedules import Schedule
 
 from . import migrate
 from .connections import Connections, Transaction
 from .connections.callers import async_driver_connection, in_callers_transaction
-from .contract import ATTEMPTS_KEPT_MAX, EXPIRED_PER_CLAIM_MAX, Claim, Claimed, ExpiredRun, Extended
+from .contract import (
+    ATTEMPTS_KEPT_MAX,
+    EXPIRED_PER_CLAIM_MAX,
+    Backlog,
+    ChangeSchedule,
+    Claim,
+    Claimed,
+    ExpiredRun,
+    Extended,
+    NextSlot,
+    scheduled_run,
+)
 from .dialects import Dialect
 from .rows import Rows
 from .statements import TEMPLATES
@@ -58,11 +71,11 @@ class SqlStore:
 
     def now(self) -> datetime:
         with self._connections.read() as tx:
-            return self._rows.instant(self._fetch(tx, "CLOCK_SELECT")[0][0])
+            return self._now(tx)
 
     def server_facts(self) -> dict[str, str]:
         with self._connections.read() as tx:
-            return {name: str(tx.fetch(probe, {})[0][0]) for name, probe in self.dialect.facts.items()}
+            return {name: str(tx.fetch(probe, {})[0][-1]) for name, probe in self.dialect.facts.items()}
 
     # --- enqueue
 
@@ -95,6 +108,9 @@ class SqlStore:
                 "scheduled_for": run.scheduled_for,
                 "max_attempts": run.max_attempts,
                 "requeued_from": run.requeued_from,
+                "slot": run.slot,
+                "recurring_job_name": run.job_name if run.recurring else None,
+                "trace_context": run.trace_context,
             }
         )
 
@@ -293,13 +309,14 @@ class SqlStore:
             rows = self._fetch(tx, "RUN_SELECT_FOR_UPDATE", id=run_id)
             if not rows or rows[0][0] not in (RunStatus.FAILED, RunStatus.CANCELLED):
                 return None
-            _, job_name, payload, max_attempts = rows[0]
+            _, job_name, payload, max_attempts, recurring_job_name = rows[0]
             new_run = NewRun(
                 id=new_run_id(),
                 job_name=job_name,
                 payload=payload,
                 max_attempts=max_attempts,
                 requeued_from=run_id,
+                recurring=recurring_job_name is not None,
             )
             self._insert(tx, [new_run])
         return new_run.id
@@ -345,6 +362,81 @@ class SqlStore:
         with self._connections.read() as tx:
             return int(self._fetch(tx, "RUNS_COUNT_DUE", job_names=list(job_names), limit=count_max)[0][0])
 
+    def measure_backlog(self, job_names: Collection[str], count_max: int) -> Backlog:
+        with self._connections.read() as tx:
+            ((due, first, now),) = self._fetch(tx, "BACKLOG_SELECT", job_names=list(job_names), limit=count_max)
+        return Backlog(int(due), self._rows.instant(now) - self._rows.instant(first) if due else None)
+
+    # --- schedules
+
+    def change_schedule(self, job_name: str, change: ChangeSchedule) -> Schedule | None:
+        with self._connections.transaction() as tx:
+            before = self._schedule(tx, "JOB_SELECT_FOR_UPDATE", job_name)
+            changed = change(before, self._now(tx))
+            if changed is None:
+                return before
+            self._run(tx, "JOB_INSERT" if before is None else "JOB_UPDATE", **_schedule_parameters(changed))
+            return self._schedule(tx, "JOB_SELECT", job_name)  # somebody else may have inserted it before us
+
+    def get_schedule(self, job_name: str) -> Schedule | None:
+        with self._connections.read() as tx:
+            return self._schedule(tx, "JOB_SELECT", job_name)
+
+    def list_schedules(self) -> list[Schedule]:
+        with self._connections.read() as tx:
+            return [self._rows.schedule(row) for row in self._fetch(tx, "JOBS_SELECT")]
+
+    def next_schedules(self, job_names: Collection[str], within: timedelta) -> tuple[datetime, list[Schedule]]:
+        with self._connections.read() as tx:
+            rows = self._fetch(tx, "JOBS_SELECT_NEXT", job_names=list(job_names), seconds=within.total_seconds())
+            return self._now(tx), [self._rows.schedule(row) for row in rows]
+
+    def keep_schedules_seen(self, job_names: Collection[str], every: timedelta) -> None:
+        with self._connections.transaction() as tx:
+            self._run(tx, "JOBS_SEEN_UPDATE", job_names=sorted(job_names), seconds=every.total_seconds())
+
+    def materialize_recurring_run(self, job_name: str, next_slot: NextSlot) -> NewRun | None:
+        with self._connections.transaction() as tx:
+            schedule = self._schedule(tx, "JOB_SELECT_SKIP_LOCKED", job_name)
+            if schedule is None or not schedule.enabled:
+                return None
+            slot = next_slot(schedule, self._now(tx))
+            if slot is None or (slot.slot is not None and self._has_to_wait(tx, schedule)):
+                return None
+            run = None
+            if slot.slot is not None and not self._fetch(tx, "RUN_OF_SLOT_SELECT", job_name=job_name, slot=slot.slot):
+                run = scheduled_run(schedule, slot.slot)
+                self._insert(tx, [run])
+            self._run(
+                tx,
+                "JOB_MATERIALIZED_UPDATE",
+                job_name=job_name,
+                next_run_at=slot.next_run_at,
+                last_slot=slot.slot or schedule.last_slot,
+            )
+        return run
+
+    def run_schedule_now(self, job_name: str) -> UUID | None:
+        with self._connections.transaction() as tx:
+            schedule = self._schedule(tx, "JOB_SELECT_FOR_UPDATE", job_name)
+            if schedule is None:
+                raise ScheduleError(f"there is no schedule of a job {job_name!r}")
+            if self._has_to_wait(tx, schedule):
+                return None
+            run = scheduled_run(schedule, slot=None)
+            self._insert(tx, [run])
+        return run.id
+
+    def _has_to_wait(self, tx: Transaction, schedule: Schedule) -> bool:
+        """The row of the schedule is locked by us: nobody can make a run of it between this look and our insert."""
+        if schedule.allow_concurrent_runs:
+            return False
+        return bool(self._fetch(tx, "RUNS_ACTIVE_SELECT", job_name=schedule.job_name, limit=1))
+
+    def _schedule(self, tx: Transaction, statement: str, job_name: str) -> Schedule | None:
+        rows = self._fetch(tx, statement, job_name=job_name)
+        return self._rows.schedule(rows[0]) if rows else None
+
     # --- prune
 
     def prune_runs(self, older_than: timedelta, batch_size: int) -> int:
@@ -361,6 +453,9 @@ class SqlStore:
 
     # --- rows
 
+    def _now(self, tx: Transaction) -> datetime:
+        return self._rows.instant(self._fetch(tx, "CLOCK_SELECT")[0][0])
+
     def _fetch(self, tx: Transaction, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
         return tx.fetch(self._sql[name], self.dialect.bind(parameters))
 
@@ -373,6 +468,25 @@ def _error(failure: Failure) -> Mapping[str, Any]:
         "error_type": failure.error_type,
         "error_message": failure.error_message,
         "error_detail": failure.error_detail,
+    }
+
+
+def _schedule_parameters(schedule: Schedule) -> Mapping[str, Any]:
+    return {
+        "job_name": schedule.job_name,
+        "cron_expression": schedule.cron_expression,
+        "every_seconds": schedule.every.total_seconds() if schedule.every is not None else None,
+        "time_zone": schedule.time_zone,
+        "enabled": int(schedule.enabled),
+        "allow_concurrent_runs": int(schedule.allow_concurrent_runs),
+        "payload": schedule.payload,
+        "max_attempts": schedule.max_attempts,
+        "next_run_at": schedule.next_run_at,
+        "last_slot": schedule.last_slot,
+        "application": schedule.application,
+        "seen_at": schedule.seen_at,
+        "orphaned_at": schedule.orphaned_at,
+        "error_message": schedule.error_message,
     }
 
 

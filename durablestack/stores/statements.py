@@ -8,21 +8,29 @@ from __future__ import annotations
 RUN_COLUMNS = (
     "id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, "
     "completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, "
-    "error_message, error_detail, stdout_tail, stderr_tail, requeued_from"
+    "error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context"
 )
 ATTEMPT_COLUMNS = (
     "run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, "
     "error_type, error_message, error_detail, signal"
 )
 
+JOB_COLUMNS = (
+    "job_name, cron_expression, every_seconds, time_zone, enabled, allow_concurrent_runs, payload, max_attempts, "
+    "next_run_at_utc, last_slot_utc, application, seen_at_utc, orphaned_at_utc, error_message, created_at_utc, "
+    "updated_at_utc"
+)
+
 CLOCK_SELECT = "select {now}"
 
 RUN_INSERT = """
 insert into {runs} (
-  id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, requeued_from
+  id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, requeued_from,
+  slot_utc, recurring_job_name, trace_context
 )
 values (
-  :id, :job_name, 'pending', :payload, coalesce(:scheduled_for, {now}), 0, :max_attempts, {now}, :requeued_from
+  :id, :job_name, 'pending', :payload, coalesce(:scheduled_for, {now}), 0, :max_attempts, {now}, :requeued_from,
+  :slot, :recurring_job_name, :trace_context
 )
 {or_ignore}
 """
@@ -53,7 +61,7 @@ where id = :id
 """
 
 RUNS_DUE_SELECT = """
-select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc
+select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context
 from {runs} {skip_locked_hint}
 where status = 'pending'
   and scheduled_for_utc <= {now}
@@ -210,7 +218,7 @@ where run_id = :run_id
 # --- cancel, requeue
 
 RUN_SELECT_FOR_UPDATE = """
-select status, job_name, payload, max_attempts
+select status, job_name, payload, max_attempts, recurring_job_name
 from {runs} {lock_hint}
 where id = :id
 {for_update}
@@ -269,6 +277,19 @@ from (
 ) as due
 """
 
+BACKLOG_SELECT = """
+select count(*), min(scheduled_for_utc), {now}
+from (
+  select scheduled_for_utc
+  from {runs}
+  where status = 'pending'
+    and scheduled_for_utc <= {now}
+    and job_name {in_job_names}
+  order by scheduled_for_utc, id
+  {limit}
+) as due
+"""
+
 ATTEMPTS_SELECT = f"select {ATTEMPT_COLUMNS}\nfrom {{attempts}}\nwhere run_id = :run_id\norder by attempt, ended_at_utc"
 
 # --- prune
@@ -286,6 +307,99 @@ ATTEMPTS_DELETE = "delete from {attempts}\nwhere run_id {in_ids}"
 
 RUNS_DELETE = "delete from {runs}\nwhere id {in_ids}"
 
+# --- schedules
+
+JOB_INSERT = """
+insert into {jobs} (
+  job_name, cron_expression, every_seconds, time_zone, enabled, allow_concurrent_runs, payload, max_attempts,
+  next_run_at_utc, last_slot_utc, application, seen_at_utc, orphaned_at_utc, error_message, created_at_utc,
+  updated_at_utc
+)
+values (
+  :job_name, :cron_expression, :every_seconds, :time_zone, :enabled, :allow_concurrent_runs, :payload, :max_attempts,
+  :next_run_at, :last_slot, :application, :seen_at, :orphaned_at, :error_message, {now},
+  {now}
+)
+{or_ignore_job}
+"""
+
+JOB_UPDATE = """
+update {jobs}
+set cron_expression = :cron_expression,
+    every_seconds = :every_seconds,
+    time_zone = :time_zone,
+    enabled = :enabled,
+    allow_concurrent_runs = :allow_concurrent_runs,
+    payload = :payload,
+    max_attempts = :max_attempts,
+    next_run_at_utc = :next_run_at,
+    last_slot_utc = :last_slot,
+    application = :application,
+    seen_at_utc = :seen_at,
+    orphaned_at_utc = :orphaned_at,
+    error_message = :error_message,
+    updated_at_utc = {now}
+where job_name = :job_name
+"""
+
+JOB_MATERIALIZED_UPDATE = """
+update {jobs}
+set next_run_at_utc = :next_run_at,
+    last_slot_utc = :last_slot,
+    error_message = null
+where job_name = :job_name
+"""
+
+JOBS_SEEN_UPDATE = """
+update {jobs}
+set seen_at_utc = {now}
+where job_name {in_job_names}
+  and seen_at_utc <= {now_minus_seconds}
+"""
+
+JOBS_SELECT = f"select {JOB_COLUMNS}\nfrom {{jobs}}\norder by job_name"
+
+JOBS_SELECT_NEXT = f"""
+select {JOB_COLUMNS}
+from {{jobs}}
+where next_run_at_utc <= {{now_plus_seconds}}
+  and enabled = 1
+  and job_name {{in_job_names}}
+order by next_run_at_utc, job_name
+"""
+
+JOB_SELECT = f"select {JOB_COLUMNS}\nfrom {{jobs}}\nwhere job_name = :job_name"
+
+JOB_SELECT_FOR_UPDATE = f"""
+select {JOB_COLUMNS}
+from {{jobs}} {{lock_hint}}
+where job_name = :job_name
+{{for_update}}
+"""
+
+JOB_SELECT_SKIP_LOCKED = f"""
+select {JOB_COLUMNS}
+from {{jobs}} {{skip_locked_hint}}
+where job_name = :job_name
+{{skip_locked}}
+"""
+
+RUNS_ACTIVE_SELECT = """
+select id
+from {runs}
+where recurring_job_name = :job_name
+  and status in ('pending', 'leased')
+order by id
+{limit}
+"""
+
+RUN_OF_SLOT_SELECT = """
+select id
+from {runs}
+where job_name = :job_name
+  and slot_utc = :slot
+"""
+
 # --- schema
 
 MIGRATIONS_SELECT = "select version, compatible_from\nfrom {migrations}\norder by version"
@@ -295,7 +409,9 @@ insert into {migrations} (version, compatible_from, applied_at_utc)
 values (:version, :compatible_from, {now})
 """
 
-RUNS_PROBE = f"select {RUN_COLUMNS}, last_token, lease_seconds\nfrom {{runs}}\nwhere 1 = 0"
+RUNS_PROBE = f"select {RUN_COLUMNS}, last_token, lease_seconds, recurring_job_name\nfrom {{runs}}\nwhere 1 = 0"
+
+JOBS_PROBE = f"select {JOB_COLUMNS}\nfrom {{jobs}}\nwhere 1 = 0"
 
 ATTEMPTS_PROBE = f"select {ATTEMPT_COLUMNS}\nfrom {{attempts}}\nwhere 1 = 0"
 

@@ -9,14 +9,14 @@ from exam import Place, broken_invariants
 from durablestack.stores.contract import Store
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgres"])
+@pytest.fixture(params=["memory", "sqlite", "postgres", "mysql", "sqlserver"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, table_prefix: str) -> Iterator[Place]:
     provider: str = request.param
     match provider:
         case "sqlite":
             url: str | None = f"sqlite:///{tmp_path / 'runs.db'}"
-        case "postgres":
-            url = request.getfixturevalue("postgres_dsn")
+        case "postgres" | "mysql" | "sqlserver":
+            url = request.getfixturevalue(f"{provider}_dsn")
         case _:
             url = None
     place = Place(provider, url, table_prefix)

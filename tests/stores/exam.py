@@ -1,18 +1,20 @@
 """The words in which the exam of the stores is written: places, enqueue, claim, and age that need not be waited for.
 
-place (memory | sqlite | postgres) --open_store--> store --claim--> leases --> outcomes
+place (memory | sqlite | postgres | mysql | sqlserver) --open_store--> store --claim--> leases --> outcomes
                                                      │
                                                      └─ broken_invariants: what RELIABILITY S1 forbids
 """
 
+import sqlite3
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from uuid import UUID, uuid4
 
 import psycopg
+import pymysql
 import pytest
 from msgspec.structs import replace
 
@@ -39,7 +41,11 @@ LEASE_DURATION = timedelta(seconds=30)
 LONG_AGO = timedelta(days=1)
 BOOM = Failure(error_type="ValueError", error_message="boom", error_detail="Traceback", signal="SIGSEGV")
 
-on_databases = pytest.mark.parametrize("place", ["sqlite", "postgres"], indirect=True)
+on_databases = pytest.mark.parametrize("place", ["sqlite", "postgres", "mysql", "sqlserver"], indirect=True)
+on_servers = pytest.mark.parametrize("place", ["postgres", "mysql", "sqlserver"], indirect=True)
+# what looks at a server through its own driver, or through the proxy
+on_examined_servers = pytest.mark.parametrize("place", ["postgres", "mysql"], indirect=True)
+on_mysql = pytest.mark.parametrize("place", ["mysql"], indirect=True)
 on_postgres = pytest.mark.parametrize("place", ["postgres"], indirect=True)
 on_sqlite = pytest.mark.parametrize("place", ["sqlite"], indirect=True)
 
@@ -67,15 +73,44 @@ class Place:
         assert self.database_url is not None
         return self.database_url.removeprefix("sqlite:///")
 
+    @property
+    def runs(self) -> str:
+        """The name of the table, which need not be quoted."""
+        return f"{self.table_prefix}durable_stack_job_runs"
+
+    def connect(self, autocommit: bool = False) -> Any:
+        """A connection of the driver, as a caller or an operator has it."""
+        match self.provider:
+            case "sqlite":
+                return sqlite3.connect(self.sqlite_path)
+            case "postgres":
+                return psycopg.connect(self.database_url or "", autocommit=autocommit)
+            case "mysql":
+                url = urlsplit(self.database_url or "")
+                return pymysql.connect(
+                    host=url.hostname,
+                    port=url.port or 3306,
+                    user=unquote(url.username or ""),
+                    password=unquote(url.password or ""),
+                    database=url.path.removeprefix("/"),
+                    autocommit=autocommit,
+                )
+        raise AssertionError(f"nobody here knows how to connect to {self.provider}")
+
     def drop_tables(self) -> None:
-        if self.provider != "postgres":
+        if self.database_url is None or self.provider == "sqlite":
             return
-        with psycopg.connect(self.database_url or "", autocommit=True) as connection:
-            rows = connection.execute(
-                "select tablename from pg_tables where starts_with(tablename, lower(%s))", [self.table_prefix]
+        store = self.open()
+        assert isinstance(store, SqlStore)
+        with store._connections.transaction() as tx:
+            prefix = self.table_prefix.lower().replace("_", "\\_" if self.provider == "mysql" else "_")
+            column = "concat(table_schema, '.', table_name)" if self.provider == "mysql" else "table_name"
+            rows = tx.fetch(
+                f"select {column} from information_schema.tables where lower(table_name) like '{prefix}%%'", {}
             )
-            for (name,) in rows.fetchall():
-                connection.execute(f'drop table "{name}"'.encode())
+            for (name,) in rows:
+                tx.run(f"drop table {'.'.join(map(store.dialect.quoted, name.split('.')))}", {})
+        store.close()
 
 
 # --- enqueue, claim

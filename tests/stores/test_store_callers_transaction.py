@@ -20,17 +20,14 @@ committed = pytest.mark.parametrize("commit", [True, False], ids=["commit", "rol
 
 
 def sqlalchemy_url(place: Place) -> str:
-    return (place.database_url or "").replace("postgresql://", "postgresql+psycopg://")
+    url = (place.database_url or "").replace("postgresql://", "postgresql+psycopg://")
+    return url.replace("mysql://", "mysql+pymysql://")
 
 
 @contextmanager
 def drivers_connection(place: Place) -> Iterator[Any]:
-    if place.provider == "sqlite":
-        with closing(sqlite3.connect(place.sqlite_path)) as connection:
-            yield connection
-    else:
-        with closing(psycopg.connect(place.database_url or "")) as connection:
-            yield connection
+    with closing(place.connect()) as connection:
+        yield connection
 
 
 @contextmanager

@@ -6,11 +6,11 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
-import psycopg
 import pytest
 from exam import (
     LEASE_DURATION,
@@ -24,6 +24,7 @@ from exam import (
     failed,
     new_run,
     on_databases,
+    on_examined_servers,
     on_postgres,
     status,
 )
@@ -31,7 +32,7 @@ from exam import (
 from durablestack.runs import Released, RunStatus, Succeeded
 from durablestack.stores.contract import Store
 
-RUNS = 400
+RUNS = 2_000
 THREADS = 8
 PROCESSES = 4
 CLAIMING_PROCESS = Path(__file__).with_name("claiming_process.py")
@@ -58,11 +59,15 @@ def claim_until_empty(store: Store, batch_size: int) -> list[UUID]:
 
 
 @contextmanager
-def rows_locked(place: Place, ids: list[UUID]) -> Iterator[psycopg.Connection]:
+def rows_locked(place: Place, ids: list[UUID]) -> Iterator[Any]:
     """Somebody else's transaction that holds these runs, and does not end."""
-    with psycopg.connect(place.database_url or "") as connection:
-        table = f"{place.table_prefix}durable_stack_job_runs"
-        connection.execute(f"select 1 from {table} where id = any(%s) order by id for update".encode(), [ids])
+    among: dict[str, tuple[str, list[Any]]] = {
+        "postgres": ("= any(%s)", ids),
+        "mysql": ("in %s", [id.bytes for id in ids]),
+    }
+    condition, values = among[place.provider]
+    with closing(place.connect()) as connection:
+        connection.cursor().execute(f"select 1 from {place.runs} where id {condition} order by id for update", [values])
         yield connection
         connection.rollback()
 
@@ -166,10 +171,10 @@ def test_heartbeats_records_cancels_and_claims_get_along(store: Store) -> None:
     assert set(ids) <= set(all_runs(store))
 
 
-# --- PostgreSQL: a transaction that stays open
+# --- a transaction that stays open
 
 
-@on_postgres
+@on_examined_servers
 def test_a_claimer_is_served_while_another_holds_its_rows(place: Place, store: Store) -> None:
     ids = enqueue_many(store, 6)
     with rows_locked(place, ids[:3]):
@@ -178,7 +183,7 @@ def test_a_claimer_is_served_while_another_holds_its_rows(place: Place, store: S
     assert [run.id for run in claim(store)] == ids[:3]
 
 
-@on_postgres
+@on_examined_servers
 def test_producers_are_not_held_up_by_a_claimer(place: Place, store: Store) -> None:
     ids = enqueue_many(store, 3)
     with rows_locked(place, ids):
@@ -186,7 +191,7 @@ def test_producers_are_not_held_up_by_a_claimer(place: Place, store: Store) -> N
         assert [run.id for run in claim(store)] == [other]
 
 
-@on_postgres
+@on_examined_servers
 def test_reading_and_counting_are_not_held_up_by_a_claimer(place: Place, store: Store) -> None:
     ids = enqueue_many(store, 3)
     with rows_locked(place, ids):
@@ -195,7 +200,7 @@ def test_reading_and_counting_are_not_held_up_by_a_claimer(place: Place, store: 
         assert status(store, ids[0]) is RunStatus.PENDING
 
 
-@on_postgres
+@on_examined_servers
 def test_an_expired_run_that_is_being_written_is_passed_over(place: Place, store: Store) -> None:
     ids = enqueue_many(store, 2)
     claim(store)
@@ -206,7 +211,7 @@ def test_an_expired_run_that_is_being_written_is_passed_over(place: Place, store
         assert [run.id for run in answer.runs] == ids[1:]
 
 
-@on_postgres
+@on_examined_servers
 def test_pruning_passes_over_what_is_being_read_for_update(place: Place, store: Store) -> None:
     ids = enqueue_many(store, 2)
     store.record([Succeeded(run.lease) for run in claim(store)])
@@ -215,13 +220,16 @@ def test_pruning_passes_over_what_is_being_read_for_update(place: Place, store: 
     assert list(all_runs(store)) == ids[:1]
 
 
-@on_postgres
-@pytest.mark.parametrize("old_snapshot", ["repeatable read", "serializable"])
+@pytest.mark.parametrize(
+    ("place", "old_snapshot"),
+    [("postgres", "repeatable read"), ("postgres", "serializable"), ("mysql", "repeatable read")],
+    indirect=["place"],
+)
 def test_an_old_snapshot_holds_nobody_up(place: Place, store: Store, old_snapshot: str) -> None:
     ids = enqueue_many(store, 2)
-    with psycopg.connect(place.database_url or "") as connection:
-        connection.execute(f"set transaction isolation level {old_snapshot}".encode())
-        connection.execute(f"select count(*) from {place.table_prefix}durable_stack_job_runs".encode())
+    with closing(place.connect()) as connection:
+        connection.cursor().execute(f"set transaction isolation level {old_snapshot}")
+        connection.cursor().execute(f"select count(*) from {place.runs}")
         leases = [run.lease for run in claim(store)]
         assert store.record([Succeeded(lease) for lease in leases]) == set(ids)
 

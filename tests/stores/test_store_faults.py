@@ -8,7 +8,6 @@ from contextlib import closing
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-import psycopg
 import pytest
 from exam import (
     LEASE_DURATION,
@@ -21,9 +20,10 @@ from exam import (
     enqueue_and_claim,
     failed,
     new_run,
-    on_postgres,
+    on_examined_servers,
     on_sqlite,
     outcomes,
+    query,
     reclaimed_after_expiry,
     status,
     the_run,
@@ -35,17 +35,21 @@ from durablestack.stores.contract import Store
 from durablestack.stores.memory import InMemoryStore
 from proxy import TcpProxy, When
 
+DEFAULT_PORTS = {"postgres": 5432, "mysql": 3306}
 TIMEOUT_SECONDS = 1.0
 # connecting anew may take this: psycopg counts in whole seconds, and no less than two
 ANSWER_SECONDS_MAX = 3.5
+
+OWN_SESSION = {"postgres": "select pg_backend_pid()", "mysql": "select connection_id()"}
+END_SESSION = {"postgres": "select pg_terminate_backend({})", "mysql": "kill {}"}
 
 before_or_after = pytest.mark.parametrize("when", ["before", "after"])
 
 
 @pytest.fixture
-def proxy(postgres_dsn: str) -> Iterator[TcpProxy]:
-    target = urlsplit(postgres_dsn)
-    with TcpProxy(target.hostname or "127.0.0.1", target.port or 5432) as proxy:
+def proxy(place: Place) -> Iterator[TcpProxy]:
+    target = urlsplit(place.database_url or "")
+    with TcpProxy(target.hostname or "127.0.0.1", target.port or DEFAULT_PORTS[place.provider]) as proxy:
         yield proxy
 
 
@@ -67,7 +71,7 @@ def uncertain(call: Callable[[], object]) -> bool:
 # --- the commit whose answer is lost
 
 
-@on_postgres
+@on_examined_servers
 @before_or_after
 def test_an_enqueue_whose_answer_was_lost_is_repeated_and_stored_once(
     store: Store, proxied: Store, proxy: TcpProxy, when: When
@@ -80,7 +84,7 @@ def test_an_enqueue_whose_answer_was_lost_is_repeated_and_stored_once(
     assert set(all_runs(store)) == {run.id for run in runs}
 
 
-@on_postgres
+@on_examined_servers
 @before_or_after
 def test_a_success_whose_recording_was_uncertain_stays_a_success(
     store: Store, proxied: Store, proxy: TcpProxy, when: When
@@ -95,7 +99,7 @@ def test_a_success_whose_recording_was_uncertain_stays_a_success(
     assert (run.status, run.attempt) == (RunStatus.SUCCEEDED, 1)
 
 
-@on_postgres
+@on_examined_servers
 @before_or_after
 def test_a_retry_whose_recording_was_uncertain_is_written_once(
     store: Store, proxied: Store, proxy: TcpProxy, when: When
@@ -109,7 +113,7 @@ def test_a_retry_whose_recording_was_uncertain_is_written_once(
     assert status(store, lease.run_id) is (RunStatus.LEASED if second else RunStatus.PENDING)
 
 
-@on_postgres
+@on_examined_servers
 @before_or_after
 def test_a_success_whose_recording_was_uncertain_is_refused_after_a_reclaim(
     store: Store, proxied: Store, proxy: TcpProxy, when: When
@@ -125,7 +129,7 @@ def test_a_success_whose_recording_was_uncertain_is_refused_after_a_reclaim(
         assert the_run(store, lease.run_id).lease == current
 
 
-@on_postgres
+@on_examined_servers
 @before_or_after
 def test_a_claim_whose_answer_was_lost_is_given_back(store: Store, proxied: Store, proxy: TcpProxy, when: When) -> None:
     run_id, token = enqueue(store), uuid4()
@@ -138,7 +142,7 @@ def test_a_claim_whose_answer_was_lost_is_given_back(store: Store, proxied: Stor
     assert claim_one(proxied).attempt == 1
 
 
-@on_postgres
+@on_examined_servers
 @before_or_after
 def test_a_release_whose_answer_was_lost_refunds_one_attempt(
     store: Store, proxied: Store, proxy: TcpProxy, when: When
@@ -152,7 +156,7 @@ def test_a_release_whose_answer_was_lost_refunds_one_attempt(
     assert the_run(store, lease.run_id).attempt == 1
 
 
-@on_postgres
+@on_examined_servers
 @before_or_after
 def test_a_heartbeat_whose_answer_was_lost_is_repeated(
     store: Store, proxied: Store, proxy: TcpProxy, when: When
@@ -163,7 +167,7 @@ def test_a_heartbeat_whose_answer_was_lost_is_repeated(
     assert proxied.extend_leases([lease], LEASE_DURATION).held == {lease.run_id}
 
 
-@on_postgres
+@on_examined_servers
 def test_an_error_before_the_commit_is_not_uncertain(store: Store, proxied: Store, proxy: TcpProxy) -> None:
     proxy.refuse()
     assert not uncertain(lambda: enqueue(proxied))
@@ -175,7 +179,7 @@ def test_an_error_before_the_commit_is_not_uncertain(store: Store, proxied: Stor
 # --- silence, refusal
 
 
-@on_postgres
+@on_examined_servers
 def test_a_frozen_server_is_given_up_within_the_timeout_and_served_again_after(
     store: Store, proxied: Store, proxy: TcpProxy
 ) -> None:
@@ -195,7 +199,7 @@ def test_a_frozen_server_is_given_up_within_the_timeout_and_served_again_after(
     assert proxied.record([Succeeded(lease)]) == {lease.run_id}
 
 
-@on_postgres
+@on_examined_servers
 def test_a_server_that_is_frozen_from_the_start_is_given_up(place: Place, store: Store, proxy: TcpProxy) -> None:
     proxied = place.through(proxy.port).open(timeout_seconds=TIMEOUT_SECONDS)
     proxy.freeze()
@@ -207,7 +211,7 @@ def test_a_server_that_is_frozen_from_the_start_is_given_up(place: Place, store:
     proxied.close()
 
 
-@on_postgres
+@on_examined_servers
 def test_a_server_that_resets_every_connection_is_served_again_after(
     store: Store, proxied: Store, proxy: TcpProxy
 ) -> None:
@@ -218,7 +222,7 @@ def test_a_server_that_resets_every_connection_is_served_again_after(
     assert len(claim(proxied)) == 1
 
 
-@on_postgres
+@on_examined_servers
 def test_a_server_that_refuses_is_unavailable_and_is_served_again_after(
     place: Place, store: Store, proxied: Store, proxy: TcpProxy
 ) -> None:
@@ -234,40 +238,37 @@ def test_a_server_that_refuses_is_unavailable_and_is_served_again_after(
     fresh.close()
 
 
-@on_postgres
+@on_examined_servers
 def test_an_error_of_the_server_does_not_tell_the_password(place: Place, store: Store) -> None:
-    url = (place.database_url or "").replace("postgres@", "nobody:hunter22@")
-    wrong = Place(place.provider, url, place.table_prefix).open()
+    url = urlsplit(place.database_url or "")
+    wrong_user = url._replace(netloc=f"nobody:hunter22@{url.hostname}:{url.port or DEFAULT_PORTS[place.provider]}")
+    wrong = Place(place.provider, wrong_user.geturl(), place.table_prefix).open()
     with pytest.raises(StoreError) as caught:
         wrong.list_runs(take=1)
     assert "hunter22" not in str(caught.value)
     wrong.close()
 
 
-@on_postgres
+@on_examined_servers
 def test_a_row_that_is_locked_is_waited_for_no_longer_than_the_timeout(place: Place, store: Store) -> None:
     lease = enqueue_and_claim(store)
     impatient = place.open(timeout_seconds=0.4)
-    with psycopg.connect(place.database_url or "") as connection:
-        table = f"{place.table_prefix}durable_stack_job_runs"
-        connection.execute(f"select 1 from {table} for update".encode())
+    with closing(place.connect()) as connection:
+        connection.cursor().execute(f"select 1 from {place.runs} for update")
         assert not uncertain(lambda: impatient.record([Succeeded(lease)]))
         connection.rollback()
     assert impatient.record([Succeeded(lease)]) == {lease.run_id}
     impatient.close()
 
 
-@on_postgres
+@on_examined_servers
 def test_connections_that_the_server_ended_are_replaced(place: Place, store: Store) -> None:
     enqueue(store)
     other = place.open()
-    other.verify_schema()
-    with psycopg.connect(place.database_url or "", autocommit=True) as admin:
-        admin.execute(
-            "select pg_terminate_backend(pid) from pg_stat_activity "
-            "where application_name = 'durablestack' and query like %s",
-            [f"%{place.table_prefix}%"],
-        )
+    for each in (other, store):
+        ((session,),) = query(each, OWN_SESSION[place.provider])
+        with closing(place.connect(autocommit=True)) as admin:
+            admin.cursor().execute(END_SESSION[place.provider].format(session))
     for back in (other, store):
         eventually(lambda back=back: len(back.list_runs(take=9)) == 1)
     other.close()

@@ -141,6 +141,7 @@ def updates(place: Place, store: Store) -> tuple[int, int]:
         ("RUNS_PRUNABLE_SELECT", "ix_durable_stack_job_runs_completed"),
         ("RUNS_SELECT_DUE_FIRST", "ix_durable_stack_job_runs_due"),
         ("RUNS_COUNT_DUE", "ix_durable_stack_job_runs_due"),
+        ("BACKLOG_SELECT", "ix_durable_stack_job_runs_due"),
     ],
 )
 def test_sqlite_reads_the_index_in_its_order(place: Place, store: Store, name: str, index: str, analyzed: bool) -> None:

@@ -7,7 +7,7 @@ import pytest
 from exam import JOB, claim, enqueue, enqueue_many, failed, the_run
 
 from durablestack.runs import RunStatus, Succeeded
-from durablestack.stores.contract import Store
+from durablestack.stores.contract import Backlog, Store
 
 HOUR = timedelta(hours=1)
 
@@ -87,3 +87,20 @@ def test_what_is_due_is_counted_up_to_a_bound(store: Store) -> None:
     assert store.count_due([JOB, "other"], 100) == 5
     claim(store, batch_size=1)
     assert store.count_due([JOB], 100) == 3
+
+
+def test_the_backlog_is_what_is_due_and_how_long_the_first_has_waited(store: Store) -> None:
+    assert store.measure_backlog([JOB], 100) == Backlog(0, None)
+    enqueue(store, scheduled_for=store.now() + HOUR)
+    assert store.measure_backlog([JOB], 100) == Backlog(0, None)
+    enqueue(store, scheduled_for=store.now() - 3 * HOUR, job_name="other")
+    enqueue(store, scheduled_for=store.now() - 2 * HOUR)
+    enqueue_many(store, 2)
+    backlog = store.measure_backlog([JOB], 2)
+    assert backlog.due == 2
+    assert backlog.oldest_due_for is not None
+    assert 2 * HOUR <= backlog.oldest_due_for < 3 * HOUR
+    assert store.measure_backlog([JOB, "other"], 100).due == 4
+    assert store.measure_backlog([], 100) == Backlog(0, None)
+    claim(store)
+    assert store.measure_backlog([JOB], 100) == Backlog(0, None)

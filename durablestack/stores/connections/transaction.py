@@ -40,7 +40,7 @@ class CursorTransaction:
     def fetch(self, statement: str, parameters: Mapping[str, Any]) -> list[Row]:
         cursor = self._new_cursor()
         cursor.execute(statement, parameters)
-        return list(cursor.fetchall())
+        return [tuple(row) for row in cursor.fetchall()]
 
     def run(self, statement: str, parameters: Mapping[str, Any]) -> None:
         self._new_cursor().execute(statement, parameters)

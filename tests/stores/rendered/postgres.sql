@@ -3,10 +3,12 @@ select (select clock_timestamp())
 
 -- RUN_INSERT
 insert into "durable_stack_job_runs" (
-  id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, requeued_from
+  id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, requeued_from,
+  slot_utc, recurring_job_name, trace_context
 )
 values (
-  %(id)s, %(job_name)s, 'pending', %(payload)s, coalesce(%(scheduled_for)s, (select clock_timestamp())), 0, %(max_attempts)s, (select clock_timestamp()), %(requeued_from)s
+  %(id)s, %(job_name)s, 'pending', %(payload)s, coalesce(%(scheduled_for)s, (select clock_timestamp())), 0, %(max_attempts)s, (select clock_timestamp()), %(requeued_from)s,
+  %(slot)s, %(recurring_job_name)s, %(trace_context)s
 )
 on conflict (id) do nothing
 
@@ -32,7 +34,7 @@ set status = %(status)s,
 where id = %(id)s
 
 -- RUNS_DUE_SELECT
-select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc
+select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context
 from "durable_stack_job_runs"
 where status = 'pending'
   and scheduled_for_utc <= (select clock_timestamp())
@@ -169,7 +171,7 @@ where run_id = %(run_id)s
   and attempt <= %(attempt)s
 
 -- RUN_SELECT_FOR_UPDATE
-select status, job_name, payload, max_attempts
+select status, job_name, payload, max_attempts, recurring_job_name
 from "durable_stack_job_runs"
 where id = %(id)s
 for update
@@ -190,32 +192,32 @@ set cancel_requested_at_utc = coalesce(cancel_requested_at_utc, (select clock_ti
 where id = %(id)s
 
 -- RUN_SELECT
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context
 from "durable_stack_job_runs"
 where id = %(id)s
 
 -- RUNS_SELECT_RECENT
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context
 from "durable_stack_job_runs"
 order by id desc
 limit %(limit)s
 
 -- RUNS_SELECT_BY_STATUS
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context
 from "durable_stack_job_runs"
 where status = %(status)s
 order by id desc
 limit %(limit)s
 
 -- RUNS_SELECT_BY_JOB_NAME
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context
 from "durable_stack_job_runs"
 where job_name = %(job_name)s
 order by id desc
 limit %(limit)s
 
 -- RUNS_SELECT_BY_STATUS_AND_JOB_NAME
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context
 from "durable_stack_job_runs"
 where status = %(status)s
   and job_name = %(job_name)s
@@ -223,7 +225,7 @@ order by id desc
 limit %(limit)s
 
 -- RUNS_SELECT_DUE_FIRST
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context
 from "durable_stack_job_runs"
 where status = 'pending'
 order by scheduled_for_utc, id
@@ -238,6 +240,18 @@ group by status
 select count(*)
 from (
   select id
+  from "durable_stack_job_runs"
+  where status = 'pending'
+    and scheduled_for_utc <= (select clock_timestamp())
+    and job_name = any(%(job_names)s)
+  order by scheduled_for_utc, id
+  limit %(limit)s
+) as due
+
+-- BACKLOG_SELECT
+select count(*), min(scheduled_for_utc), (select clock_timestamp())
+from (
+  select scheduled_for_utc
   from "durable_stack_job_runs"
   where status = 'pending'
     and scheduled_for_utc <= (select clock_timestamp())
@@ -268,6 +282,94 @@ where run_id = any(%(ids)s)
 delete from "durable_stack_job_runs"
 where id = any(%(ids)s)
 
+-- JOB_INSERT
+insert into "durable_stack_jobs" (
+  job_name, cron_expression, every_seconds, time_zone, enabled, allow_concurrent_runs, payload, max_attempts,
+  next_run_at_utc, last_slot_utc, application, seen_at_utc, orphaned_at_utc, error_message, created_at_utc,
+  updated_at_utc
+)
+values (
+  %(job_name)s, %(cron_expression)s, %(every_seconds)s, %(time_zone)s, %(enabled)s, %(allow_concurrent_runs)s, %(payload)s, %(max_attempts)s,
+  %(next_run_at)s, %(last_slot)s, %(application)s, %(seen_at)s, %(orphaned_at)s, %(error_message)s, (select clock_timestamp()),
+  (select clock_timestamp())
+)
+on conflict (job_name) do nothing
+
+-- JOB_UPDATE
+update "durable_stack_jobs"
+set cron_expression = %(cron_expression)s,
+    every_seconds = %(every_seconds)s,
+    time_zone = %(time_zone)s,
+    enabled = %(enabled)s,
+    allow_concurrent_runs = %(allow_concurrent_runs)s,
+    payload = %(payload)s,
+    max_attempts = %(max_attempts)s,
+    next_run_at_utc = %(next_run_at)s,
+    last_slot_utc = %(last_slot)s,
+    application = %(application)s,
+    seen_at_utc = %(seen_at)s,
+    orphaned_at_utc = %(orphaned_at)s,
+    error_message = %(error_message)s,
+    updated_at_utc = (select clock_timestamp())
+where job_name = %(job_name)s
+
+-- JOB_MATERIALIZED_UPDATE
+update "durable_stack_jobs"
+set next_run_at_utc = %(next_run_at)s,
+    last_slot_utc = %(last_slot)s,
+    error_message = null
+where job_name = %(job_name)s
+
+-- JOBS_SEEN_UPDATE
+update "durable_stack_jobs"
+set seen_at_utc = (select clock_timestamp())
+where job_name = any(%(job_names)s)
+  and seen_at_utc <= (select clock_timestamp()) - make_interval(secs => %(seconds)s)
+
+-- JOBS_SELECT
+select job_name, cron_expression, every_seconds, time_zone, enabled, allow_concurrent_runs, payload, max_attempts, next_run_at_utc, last_slot_utc, application, seen_at_utc, orphaned_at_utc, error_message, created_at_utc, updated_at_utc
+from "durable_stack_jobs"
+order by job_name
+
+-- JOBS_SELECT_NEXT
+select job_name, cron_expression, every_seconds, time_zone, enabled, allow_concurrent_runs, payload, max_attempts, next_run_at_utc, last_slot_utc, application, seen_at_utc, orphaned_at_utc, error_message, created_at_utc, updated_at_utc
+from "durable_stack_jobs"
+where next_run_at_utc <= (select clock_timestamp()) + make_interval(secs => %(seconds)s)
+  and enabled = 1
+  and job_name = any(%(job_names)s)
+order by next_run_at_utc, job_name
+
+-- JOB_SELECT
+select job_name, cron_expression, every_seconds, time_zone, enabled, allow_concurrent_runs, payload, max_attempts, next_run_at_utc, last_slot_utc, application, seen_at_utc, orphaned_at_utc, error_message, created_at_utc, updated_at_utc
+from "durable_stack_jobs"
+where job_name = %(job_name)s
+
+-- JOB_SELECT_FOR_UPDATE
+select job_name, cron_expression, every_seconds, time_zone, enabled, allow_concurrent_runs, payload, max_attempts, next_run_at_utc, last_slot_utc, application, seen_at_utc, orphaned_at_utc, error_message, created_at_utc, updated_at_utc
+from "durable_stack_jobs"
+where job_name = %(job_name)s
+for update
+
+-- JOB_SELECT_SKIP_LOCKED
+select job_name, cron_expression, every_seconds, time_zone, enabled, allow_concurrent_runs, payload, max_attempts, next_run_at_utc, last_slot_utc, application, seen_at_utc, orphaned_at_utc, error_message, created_at_utc, updated_at_utc
+from "durable_stack_jobs"
+where job_name = %(job_name)s
+for update skip locked
+
+-- RUNS_ACTIVE_SELECT
+select id
+from "durable_stack_job_runs"
+where recurring_job_name = %(job_name)s
+  and status in ('pending', 'leased')
+order by id
+limit %(limit)s
+
+-- RUN_OF_SLOT_SELECT
+select id
+from "durable_stack_job_runs"
+where job_name = %(job_name)s
+  and slot_utc = %(slot)s
+
 -- MIGRATIONS_SELECT
 select version, compatible_from
 from "durable_stack_schema_migrations"
@@ -278,8 +380,13 @@ insert into "durable_stack_schema_migrations" (version, compatible_from, applied
 values (%(version)s, %(compatible_from)s, (select clock_timestamp()))
 
 -- RUNS_PROBE
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, last_token, lease_seconds
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context, last_token, lease_seconds, recurring_job_name
 from "durable_stack_job_runs"
+where 1 = 0
+
+-- JOBS_PROBE
+select job_name, cron_expression, every_seconds, time_zone, enabled, allow_concurrent_runs, payload, max_attempts, next_run_at_utc, last_slot_utc, application, seen_at_utc, orphaned_at_utc, error_message, created_at_utc, updated_at_utc
+from "durable_stack_jobs"
 where 1 = 0
 
 -- ATTEMPTS_PROBE

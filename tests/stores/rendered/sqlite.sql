@@ -3,10 +3,12 @@ select strftime('%Y-%m-%d %H:%M:%f000', 'now')
 
 -- RUN_INSERT
 insert into "durable_stack_job_runs" (
-  id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, requeued_from
+  id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, requeued_from,
+  slot_utc, recurring_job_name, trace_context
 )
 values (
-  :id, :job_name, 'pending', :payload, coalesce(:scheduled_for, strftime('%Y-%m-%d %H:%M:%f000', 'now')), 0, :max_attempts, strftime('%Y-%m-%d %H:%M:%f000', 'now'), :requeued_from
+  :id, :job_name, 'pending', :payload, coalesce(:scheduled_for, strftime('%Y-%m-%d %H:%M:%f000', 'now')), 0, :max_attempts, strftime('%Y-%m-%d %H:%M:%f000', 'now'), :requeued_from,
+  :slot, :recurring_job_name, :trace_context
 )
 on conflict (id) do nothing
 
@@ -31,7 +33,7 @@ set status = :status,
 where id = :id
 
 -- RUNS_DUE_SELECT
-select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc
+select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context
 from "durable_stack_job_runs"
 where status = 'pending'
   and scheduled_for_utc <= strftime('%Y-%m-%d %H:%M:%f000', 'now')
@@ -166,7 +168,7 @@ where run_id = :run_id
   and attempt <= :attempt
 
 -- RUN_SELECT_FOR_UPDATE
-select status, job_name, payload, max_attempts
+select status, job_name, payload, max_attempts, recurring_job_name
 from "durable_stack_job_runs"
 where id = :id
 
@@ -186,32 +188,32 @@ set cancel_requested_at_utc = coalesce(cancel_requested_at_utc, strftime('%Y-%m-
 where id = :id
 
 -- RUN_SELECT
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context
 from "durable_stack_job_runs"
 where id = :id
 
 -- RUNS_SELECT_RECENT
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context
 from "durable_stack_job_runs"
 order by id desc
 limit :limit
 
 -- RUNS_SELECT_BY_STATUS
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context
 from "durable_stack_job_runs"
 where status = :status
 order by id desc
 limit :limit
 
 -- RUNS_SELECT_BY_JOB_NAME
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context
 from "durable_stack_job_runs"
 where job_name = :job_name
 order by id desc
 limit :limit
 
 -- RUNS_SELECT_BY_STATUS_AND_JOB_NAME
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context
 from "durable_stack_job_runs"
 where status = :status
   and job_name = :job_name
@@ -219,7 +221,7 @@ order by id desc
 limit :limit
 
 -- RUNS_SELECT_DUE_FIRST
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context
 from "durable_stack_job_runs"
 where status = 'pending'
 order by scheduled_for_utc, id
@@ -234,6 +236,18 @@ group by status
 select count(*)
 from (
   select id
+  from "durable_stack_job_runs"
+  where status = 'pending'
+    and scheduled_for_utc <= strftime('%Y-%m-%d %H:%M:%f000', 'now')
+    and job_name in (select value from json_each(:job_names))
+  order by scheduled_for_utc, id
+  limit :limit
+) as due
+
+-- BACKLOG_SELECT
+select count(*), min(scheduled_for_utc), strftime('%Y-%m-%d %H:%M:%f000', 'now')
+from (
+  select scheduled_for_utc
   from "durable_stack_job_runs"
   where status = 'pending'
     and scheduled_for_utc <= strftime('%Y-%m-%d %H:%M:%f000', 'now')
@@ -263,6 +277,92 @@ where run_id in (select value from json_each(:ids))
 delete from "durable_stack_job_runs"
 where id in (select value from json_each(:ids))
 
+-- JOB_INSERT
+insert into "durable_stack_jobs" (
+  job_name, cron_expression, every_seconds, time_zone, enabled, allow_concurrent_runs, payload, max_attempts,
+  next_run_at_utc, last_slot_utc, application, seen_at_utc, orphaned_at_utc, error_message, created_at_utc,
+  updated_at_utc
+)
+values (
+  :job_name, :cron_expression, :every_seconds, :time_zone, :enabled, :allow_concurrent_runs, :payload, :max_attempts,
+  :next_run_at, :last_slot, :application, :seen_at, :orphaned_at, :error_message, strftime('%Y-%m-%d %H:%M:%f000', 'now'),
+  strftime('%Y-%m-%d %H:%M:%f000', 'now')
+)
+on conflict (job_name) do nothing
+
+-- JOB_UPDATE
+update "durable_stack_jobs"
+set cron_expression = :cron_expression,
+    every_seconds = :every_seconds,
+    time_zone = :time_zone,
+    enabled = :enabled,
+    allow_concurrent_runs = :allow_concurrent_runs,
+    payload = :payload,
+    max_attempts = :max_attempts,
+    next_run_at_utc = :next_run_at,
+    last_slot_utc = :last_slot,
+    application = :application,
+    seen_at_utc = :seen_at,
+    orphaned_at_utc = :orphaned_at,
+    error_message = :error_message,
+    updated_at_utc = strftime('%Y-%m-%d %H:%M:%f000', 'now')
+where job_name = :job_name
+
+-- JOB_MATERIALIZED_UPDATE
+update "durable_stack_jobs"
+set next_run_at_utc = :next_run_at,
+    last_slot_utc = :last_slot,
+    error_message = null
+where job_name = :job_name
+
+-- JOBS_SEEN_UPDATE
+update "durable_stack_jobs"
+set seen_at_utc = strftime('%Y-%m-%d %H:%M:%f000', 'now')
+where job_name in (select value from json_each(:job_names))
+  and seen_at_utc <= strftime('%Y-%m-%d %H:%M:%f000', 'now', -:seconds || ' seconds')
+
+-- JOBS_SELECT
+select job_name, cron_expression, every_seconds, time_zone, enabled, allow_concurrent_runs, payload, max_attempts, next_run_at_utc, last_slot_utc, application, seen_at_utc, orphaned_at_utc, error_message, created_at_utc, updated_at_utc
+from "durable_stack_jobs"
+order by job_name
+
+-- JOBS_SELECT_NEXT
+select job_name, cron_expression, every_seconds, time_zone, enabled, allow_concurrent_runs, payload, max_attempts, next_run_at_utc, last_slot_utc, application, seen_at_utc, orphaned_at_utc, error_message, created_at_utc, updated_at_utc
+from "durable_stack_jobs"
+where next_run_at_utc <= strftime('%Y-%m-%d %H:%M:%f000', 'now', :seconds || ' seconds')
+  and enabled = 1
+  and job_name in (select value from json_each(:job_names))
+order by next_run_at_utc, job_name
+
+-- JOB_SELECT
+select job_name, cron_expression, every_seconds, time_zone, enabled, allow_concurrent_runs, payload, max_attempts, next_run_at_utc, last_slot_utc, application, seen_at_utc, orphaned_at_utc, error_message, created_at_utc, updated_at_utc
+from "durable_stack_jobs"
+where job_name = :job_name
+
+-- JOB_SELECT_FOR_UPDATE
+select job_name, cron_expression, every_seconds, time_zone, enabled, allow_concurrent_runs, payload, max_attempts, next_run_at_utc, last_slot_utc, application, seen_at_utc, orphaned_at_utc, error_message, created_at_utc, updated_at_utc
+from "durable_stack_jobs"
+where job_name = :job_name
+
+-- JOB_SELECT_SKIP_LOCKED
+select job_name, cron_expression, every_seconds, time_zone, enabled, allow_concurrent_runs, payload, max_attempts, next_run_at_utc, last_slot_utc, application, seen_at_utc, orphaned_at_utc, error_message, created_at_utc, updated_at_utc
+from "durable_stack_jobs"
+where job_name = :job_name
+
+-- RUNS_ACTIVE_SELECT
+select id
+from "durable_stack_job_runs"
+where recurring_job_name = :job_name
+  and status in ('pending', 'leased')
+order by id
+limit :limit
+
+-- RUN_OF_SLOT_SELECT
+select id
+from "durable_stack_job_runs"
+where job_name = :job_name
+  and slot_utc = :slot
+
 -- MIGRATIONS_SELECT
 select version, compatible_from
 from "durable_stack_schema_migrations"
@@ -273,8 +373,13 @@ insert into "durable_stack_schema_migrations" (version, compatible_from, applied
 values (:version, :compatible_from, strftime('%Y-%m-%d %H:%M:%f000', 'now'))
 
 -- RUNS_PROBE
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, last_token, lease_seconds
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context, last_token, lease_seconds, recurring_job_name
 from "durable_stack_job_runs"
+where 1 = 0
+
+-- JOBS_PROBE
+select job_name, cron_expression, every_seconds, time_zone, enabled, allow_concurrent_runs, payload, max_attempts, next_run_at_utc, last_slot_utc, application, seen_at_utc, orphaned_at_utc, error_message, created_at_utc, updated_at_utc
+from "durable_stack_jobs"
 where 1 = 0
 
 -- ATTEMPTS_PROBE

@@ -1,0 +1,77 @@
+"""The words of MySQL and MariaDB, by PyMySQL.
+
+Only what both understand: no `returning`, no `with` before `update`. Assignments of an update are made one after
+the other, so that a column is copied before it is cleared.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from ..statements import RUNS_ACTIVE_SELECT, TEMPLATES
+from .dialect import Dialect, from_bytes, from_naive_utc, naive_utc
+
+# MariaDB and MySQL have a name each for it, and each refuses the other's
+ISOLATION = "show session variables where variable_name in ('transaction_isolation', 'tx_isolation')"
+_KEY = "force index (primary)"
+
+
+def _to_mysql(value: Any) -> Any:
+    match value:
+        case UUID():
+            return value.bytes
+        case datetime():
+            return naive_utc(value)
+        case list() | tuple() | set() | frozenset():
+            return [_to_mysql(item) for item in value] or [None]  # `in ()` is no SQL, and `in (null)` is never true
+        case _:
+            return value
+
+
+def _by_key(template: str) -> str:
+    """All writes are by key; of a small table the optimizer would rather read all rows, and wait for their locks."""
+    updated = re.sub(r"\Aupdate (\{\w+\})", rf"update \1 {_KEY}", template)
+    return re.sub(r"\Adelete from (\{\w+\})", rf"delete \1\nfrom \1 {_KEY}", updated)
+
+
+MYSQL = Dialect(
+    name="mysql",
+    migrations="mysql",
+    begin="start transaction",
+    # the instant at which the statement began: rows are locked by a statement of their own, before those that write
+    now="utc_timestamp(6)",
+    now_plus_seconds="utc_timestamp(6) + interval :seconds * 1000000 microsecond",
+    now_minus_seconds="utc_timestamp(6) - interval :seconds * 1000000 microsecond",
+    in_list="in :{name}",
+    parameter="%({name})s",
+    quote="`{}`",
+    reserved=frozenset({"signal"}),
+    for_update="for update",
+    skip_locked="for update skip locked",
+    lock_hint=_KEY,
+    or_ignore="on duplicate key update {key} = {key}",
+    timestamp="datetime(6)",
+    migration_lock="select get_lock('durablestack {key}', 3600)",  # bounded by the time for one operation
+    migration_unlock="select release_lock('durablestack {key}')",  # this lock is the connection's
+    to_database=_to_mysql,
+    to_uuid=from_bytes,
+    to_datetime=from_naive_utc,
+    overrides={
+        **{name: _by_key(text.strip()) for name, text in TEMPLATES.items() if _by_key(text.strip()) != text.strip()},
+        # in the order of the index, which holds ended runs too; in that of the ids, all runs would be read
+        "RUNS_ACTIVE_SELECT": RUNS_ACTIVE_SELECT.replace("order by id", "order by status, id"),
+    },
+    facts={
+        "version": "select version()",
+        "version_comment": "select @@version_comment",
+        "transaction_isolation": ISOLATION,
+        "innodb_flush_log_at_trx_commit": "select @@innodb_flush_log_at_trx_commit",
+        "sync_binlog": "select @@sync_binlog",
+        "log_bin": "select @@log_bin",
+        "binlog_format": "select @@binlog_format",
+        "read_only": "select @@global.read_only",
+    },
+)
