@@ -11,12 +11,15 @@ from durablestack.errors import (
     Retry,
     RunCancelled,
     SchemaError,
+    ServiceError,
     StoreError,
     StoreUnavailable,
     TargetError,
     UnknownJob,
 )
-from durablestack.jobs import JobContext, JobRegistry, durable_job
+from durablestack.events import Event, EventSink, EventType, LoggingEventSink
+from durablestack.jobs import JobContext, JobRegistry, durable_job, recurring_job
+from durablestack.jobs.services import Services
 from durablestack.options import DurableStackOptions
 from durablestack.queries import RunQueries
 from durablestack.runs import Attempt, Run, RunStatus
@@ -33,9 +36,13 @@ __all__ = [
     "DurableStackError",
     "DurableStackOptions",
     "EnqueueUncertain",
+    "Event",
+    "EventSink",
+    "EventType",
     "JobContext",
     "JobDefinitionError",
     "JobRegistry",
+    "LoggingEventSink",
     "NoRetry",
     "OptionsError",
     "PayloadError",
@@ -46,9 +53,12 @@ __all__ = [
     "RunQueries",
     "RunStatus",
     "SchemaError",
+    "ServiceError",
+    "Services",
     "StoreError",
     "StoreUnavailable",
     "TargetError",
     "UnknownJob",
     "durable_job",
+    "recurring_job",
 ]

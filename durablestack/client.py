@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from anyio import to_thread
+from msgspec.structs import replace
 
 from durablestack.errors import EnqueueUncertain, PayloadError, StoreUnavailable
+from durablestack.events import tracing
 from durablestack.ids import new_run_id
 from durablestack.jobs import JobRegistry
 from durablestack.runs import NewRun
@@ -24,6 +27,16 @@ JobReference = str | Callable[..., Any]
 _TRIES_MAX = 3
 _TRY_FOR_SECONDS = 5.0
 _TRY_AGAIN_AFTER_SECONDS = 0.2
+
+
+@contextmanager
+def _traced(runs: Sequence[NewRun]) -> Iterator[Sequence[NewRun]]:
+    """The runs with the context of a trace on them, if the application traces."""
+    if not runs:
+        yield runs
+        return
+    with tracing.sending(runs[0].job_name, len(runs)) as trace_context:
+        yield runs if trace_context is None else [replace(run, trace_context=trace_context) for run in runs]
 
 
 class DurableStackClient:
@@ -111,6 +124,7 @@ class DurableStackClient:
             payload=registration.codec.encode(args, self._payload_bytes_max),
             max_attempts=registration.max_attempts,
             scheduled_for=run_at,
+            recurring=registration.recurrence is not None,
         )
 
     def new_runs(self, job: JobReference, args: Iterable[Any], run_ids: Sequence[UUID] | None) -> list[NewRun]:
@@ -121,10 +135,11 @@ class DurableStackClient:
         return [self.new_run(job, each, run_id=run_id) for each, run_id in zip(args, ids, strict=True)]
 
     def _store_runs(self, runs: Sequence[NewRun], connection: Any) -> None:
-        if connection is not None:
-            self._store.enqueue(runs, connection)  # when its commit comes, only the caller knows
-            return
-        self._store_until_certain(runs)
+        with _traced(runs) as traced:
+            if connection is not None:
+                self._store.enqueue(traced, connection)  # when its commit comes, only the caller knows
+                return
+            self._store_until_certain(traced)
         self._enqueued()
 
     def _store_until_certain(self, runs: Sequence[NewRun]) -> None:
@@ -160,7 +175,8 @@ class AsyncDurableStackClient:
         if connection is None:
             return await to_thread.run_sync(lambda: self._client.enqueue(job, args, run_id=run_id))
         run = self._client.new_run(job, args, run_id=run_id)
-        await self._store.enqueue_async([run], connection)
+        with _traced([run]) as traced:
+            await self._store.enqueue_async(traced, connection)
         return run.id
 
     async def enqueue_many(
@@ -174,7 +190,8 @@ class AsyncDurableStackClient:
         if connection is None:
             return await to_thread.run_sync(lambda: self._client.enqueue_many(job, args, run_ids=run_ids))
         runs = self._client.new_runs(job, args, run_ids)
-        await self._store.enqueue_async(runs, connection)
+        with _traced(runs) as traced:
+            await self._store.enqueue_async(traced, connection)
         return [run.id for run in runs]
 
     async def schedule(
@@ -189,7 +206,8 @@ class AsyncDurableStackClient:
         if connection is None:
             return await to_thread.run_sync(lambda: self._client.schedule(job, args, run_at=run_at, run_id=run_id))
         run = self._client.new_run(job, args, run_id=run_id, run_at=run_at)
-        await self._store.enqueue_async([run], connection)
+        with _traced([run]) as traced:
+            await self._store.enqueue_async(traced, connection)
         return run.id
 
     async def cancel_run(self, run_id: UUID) -> bool:

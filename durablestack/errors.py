@@ -5,6 +5,9 @@ DurableStackError
   JobDefinitionError      a job that cannot be one, or two jobs of one name
   TargetError             a module that cannot be found or imported
   UnknownJob              a name that nobody registered
+  ScheduleError           when something cannot recur like this, or no such schedule
+    ScheduleBusy          its runs may not overlap, and there is one
+  ServiceError            a service that is not registered, or not to be had where it is asked for
   PayloadError            arguments that do not fit the job, or do not fit at all
   StoreError              the database and what we asked of it
     StoreUnavailable      no answer, or not now: try again later
@@ -38,6 +41,18 @@ class TargetError(DurableStackError):
 
 class UnknownJob(DurableStackError):
     """A job name that is not registered."""
+
+
+class ScheduleError(DurableStackError):
+    """A cron expression, interval or time zone that cannot be meant, or a schedule that does not exist."""
+
+
+class ScheduleBusy(ScheduleError):
+    """A schedule whose runs may not overlap has one that is pending or leased."""
+
+
+class ServiceError(DurableStackError):
+    """A service that is not registered, or that cannot be had where it is asked for."""
 
 
 class PayloadError(DurableStackError):

@@ -5,16 +5,29 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
+from msgspec import Struct
+
+from durablestack.admin import ScheduleAdmin
 from durablestack.client import AsyncDurableStackClient, DurableStackClient
 from durablestack.errors import TargetError
+from durablestack.events import EventSink, LoggingEventSink
 from durablestack.jobs import JobRegistry, import_targets, jobs_in
+from durablestack.jobs.services import Services
 from durablestack.options import DurableStackOptions
 from durablestack.queries import RunQueries
 from durablestack.stores.contract import Store
 from durablestack.stores.providers import open_store
+
+APPLICATION_NAME_LENGTH_MAX = 200
+
+Hook = Callable[..., Any]
+"""Called in a child. Takes nothing, or the services."""
+
+AnyHook = TypeVar("AnyHook", bound=Hook)
 
 
 class DurableStack:
@@ -29,6 +42,8 @@ class DurableStack:
         options: the options, ready made. Otherwise `durablestack.toml`, the environment and `keywords` make them
             (see `DurableStackOptions.load`).
         jobs: jobs to register besides those found.
+        event_sinks: who is told of events; see `add_event_sink`.
+        services: what jobs may ask for. Each child makes them for itself.
         keywords: options by name.
 
     Raises:
@@ -40,11 +55,18 @@ class DurableStack:
         *targets: str,
         options: DurableStackOptions | None = None,
         jobs: Iterable[Callable[..., Any]] = (),
+        event_sinks: Iterable[EventSink] = (),
+        services: Services | None = None,
         **keywords: Any,
     ) -> None:
         self.options = options or DurableStackOptions.load(**keywords)
         self.targets = tuple(dict.fromkeys(targets))
         self._given_jobs = tuple(jobs)
+        self._event_sinks = list(event_sinks)
+        self.services = Services() if services is None else services
+        self._start_hooks: list[Hook] = []
+        self._stop_hooks: list[Hook] = []
+        self._loaded_from: DurableStack | None = None
         self._wakers: list[Callable[[], None]] = []
 
     @cached_property
@@ -86,6 +108,17 @@ class DurableStack:
     def queries(self) -> RunQueries:
         return RunQueries(self.store)
 
+    @cached_property
+    def schedules(self) -> ScheduleAdmin:
+        """Look after the schedules of recurring jobs."""
+        return ScheduleAdmin(self.store, enqueued=self._wake)
+
+    @property
+    def application_name(self) -> str:
+        """Who declares the schedules of recurring jobs: the modules, or the program where none was named."""
+        names = map(_lasting_name, self.targets or ("__main__",))
+        return self.options.application_name or ",".join(names)[:APPLICATION_NAME_LENGTH_MAX]
+
     def migrate(self) -> list[int]:
         """Create or update the tables; return the versions applied, none if all was there."""
         return self.store.migrate()
@@ -99,6 +132,44 @@ class DurableStack:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.close()
+
+    # --- who is told of events
+
+    def add_event_sink(self, sink: EventSink) -> None:
+        """Tell `sink` what happens in a supervisor of this application that is made from now on.
+
+        It is called in the supervisor's process only, although the application's modules are imported in children.
+        """
+        self._event_sinks.append(sink)
+
+    def use_logging_event_sink(self) -> None:
+        """Write every event to the logger `durablestack.events`."""
+        self.add_event_sink(LoggingEventSink())
+
+    @property
+    def event_sinks(self) -> tuple[EventSink, ...]:
+        return tuple(self._event_sinks)
+
+    # --- what happens in children
+
+    def on_child_start(self, hook: AnyHook) -> AnyHook:
+        """Call `hook`, sync or async, once in each child, after the application was loaded and before its first run.
+
+        A hook with a parameter is given the services that are not scoped: `services.get(Pool)`. While one raises,
+        no child starts, and no run is claimed; it is tried again and again.
+        """
+        self._start_hooks.append(hook)
+        return hook
+
+    def on_child_stop(self, hook: AnyHook) -> AnyHook:
+        """Call `hook` when a child leaves in good order, which takes 2 seconds at most. A child may also be killed."""
+        self._stop_hooks.append(hook)
+        return hook
+
+    @property
+    def ends_in_children(self) -> bool:
+        """Whether there is anything to do when a child leaves."""
+        return bool(self.services or self._stop_hooks)
 
     # --- a supervisor in this process is woken by an enqueue
 
@@ -134,16 +205,21 @@ class DurableStack:
         if not found:
             return cls(*modules, **changes)
         stack = found[0]
-        return cls(
+        loaded = cls(
             *stack.targets,
             *modules,
             options=stack.options.replace(**changes) if changes else stack.options,
             jobs=stack._given_jobs,
+            event_sinks=stack._event_sinks,
+            services=stack.services,
         )
+        loaded._start_hooks, loaded._stop_hooks = stack._start_hooks, stack._stop_hooks
+        loaded._loaded_from = stack
+        return loaded
 
     @staticmethod
-    def load_jobs(targets: Sequence[str]) -> JobRegistry:
-        """The jobs alone, as `load` finds them, without a look at any options.
+    def load_application(targets: Sequence[str]) -> ChildApplication:
+        """What a child needs of the application, as `load` finds it, without a look at any options.
 
         Raises:
             TargetError, JobDefinitionError: as `load`.
@@ -156,12 +232,51 @@ class DurableStack:
         for job in jobs_in(modules):
             if job not in registry:
                 registry.add(job)
-        return registry
+        if not stacks:
+            return ChildApplication(registry, Services())
+        stack = stacks[0]
+        return ChildApplication(registry, stack.services, tuple(stack._start_hooks), tuple(stack._stop_hooks))
 
     @property
     def child_targets(self) -> tuple[str, ...]:
-        """The targets, as another process can import them."""
-        return tuple(_importable(target) for target in self.targets)
+        """The targets, as another process can import them; if that matters, with the place where this stack stands.
+
+        Raises:
+            TargetError: no child could find the services and hooks of this stack.
+        """
+        targets = tuple(_importable(target) for target in self.targets)
+        modules = import_targets(self.targets)
+        needed = bool(self.services or self._start_hooks or self._stop_hooks)
+        if not needed and len(_stacks_in((), modules)) < 2:
+            return targets
+        for module in modules:
+            for name, value in list(vars(module).items()):
+                if value is self or (value is self._loaded_from and value is not None):
+                    return (*targets, f"{_importable(module.__name__)}:{name}")
+        if not needed:
+            return targets
+        raise TargetError(
+            "children look for the services and hooks of a DurableStack where it stands: assign it to a name in one of "
+            "the modules that are its targets, as in stack = DurableStack(__name__, services=services)"
+        )
+
+
+class ChildApplication(Struct, frozen=True):
+    """An application, as far as a child executes it."""
+
+    jobs: JobRegistry
+    services: Services
+    start_hooks: tuple[Hook, ...] = ()
+    stop_hooks: tuple[Hook, ...] = ()
+
+
+def _lasting_name(target: str) -> str:
+    """The name of a module, also of the program that was started."""
+    main = sys.modules.get("__main__")
+    if target != "__main__" or main is None:
+        return target
+    spec = getattr(main, "__spec__", None)
+    return str(spec.name) if spec is not None else Path(getattr(main, "__file__", "__main__")).stem
 
 
 def _importable(target: str) -> str:

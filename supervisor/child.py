@@ -30,14 +30,15 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from durablestack.errors import DurableStackError, UnknownJob
-from durablestack.jobs import JobContext, JobRegistry
+from durablestack.errors import DurableStackError, JobDefinitionError, UnknownJob
+from durablestack.jobs import JobContext
 from durablestack.jobs.context import CancelFlag
 from durablestack.jobs.execution import Returned, execute
-from durablestack.stack import DurableStack
+from durablestack.options import JobActivation
 from durablestack.text import ERROR_DETAIL_LENGTH_MAX, ERROR_MESSAGE_LENGTH_MAX, ERROR_TYPE_LENGTH_MAX, clean
 
-from . import residue, wire
+from . import wire
+from .application import Application
 
 STACK_SIGNAL = signal.SIGRTMIN + 5 if sys.platform == "linux" else signal.SIGUSR2
 """Makes a child write the Python stack of all its threads to standard error, also while C code holds the GIL."""
@@ -56,7 +57,13 @@ _LOOK_AT_PIPE_MILLISECONDS = 500
 _Orders = SimpleQueue["tuple[wire.Execute, CancelFlag] | None"]
 
 
-def main(control: socket.socket, stdout: Connection, stderr: Connection, targets: tuple[str, ...]) -> None:
+def main(
+    control: socket.socket,
+    stdout: Connection,
+    stderr: Connection,
+    targets: tuple[str, ...],
+    activation: JobActivation,
+) -> None:
     """Where a child process begins. It does not return."""
     os.setsid()
     _die_with_parent()
@@ -65,11 +72,12 @@ def main(control: socket.socket, stdout: Connection, stderr: Connection, targets
     _empty_input()
     _capture_output(stdout, stderr)
     pipe = _ControlPipe(control)
-    jobs = _load(targets, pipe)
-    pipe.send(wire.Ready(os.getpid(), list(jobs.names)))
+    application = _load(targets, activation, pipe)
+    pipe.send(wire.Ready(os.getpid(), list(application.jobs.names)))
     orders: _Orders = SimpleQueue()
     threading.Thread(target=_listen, args=(pipe, orders), name="durablestack-listener", daemon=True).start()
-    _serve(orders, jobs, pipe)
+    _serve(orders, application, pipe)
+    application.leave()
     # neither threads nor exit handlers that a job left behind may keep the process
     os._exit(0)
 
@@ -144,9 +152,9 @@ class _ControlPipe:
             continue
 
 
-def _load(targets: tuple[str, ...], pipe: _ControlPipe) -> JobRegistry:
+def _load(targets: tuple[str, ...], activation: JobActivation, pipe: _ControlPipe) -> Application:
     try:
-        return DurableStack.load_jobs(targets)
+        return Application(targets, activation, asyncio.Runner())
     except BaseException as error:  # whatever an application does when it is imported, it is told
         detail = "" if isinstance(error, DurableStackError) else traceback.format_exc()
         pipe.send(
@@ -154,6 +162,7 @@ def _load(targets: tuple[str, ...], pipe: _ControlPipe) -> JobRegistry:
                 clean(type(error).__qualname__, ERROR_TYPE_LENGTH_MAX),
                 clean(str(error), ERROR_MESSAGE_LENGTH_MAX),
                 clean(detail, ERROR_DETAIL_LENGTH_MAX),
+                final=isinstance(error, JobDefinitionError),
             )
         )
         os._exit(_EXIT_BOOT_FAILED)
@@ -180,26 +189,22 @@ def _sort_orders(pipe: _ControlPipe, orders: _Orders) -> None:
                     orders.put(None)
 
 
-def _serve(orders: _Orders, jobs: JobRegistry, pipe: _ControlPipe) -> None:
-    with asyncio.Runner() as runner:
-        before = residue.look(runner)
-        while (taken := orders.get()) is not None:
-            pipe.send(wire.Began(taken[0].number))
-            reply = _perform(*taken, jobs, runner)
-            _flush_output()
-            # what a job leaves running is ended with us; what it has changed here shall meet no other job
-            if residue.look(runner) != before or residue.has_children():
-                reply = replace(reply, retires=True)
-            pipe.send(reply)
-            if reply.retires:
-                os._exit(0)
+def _serve(orders: _Orders, application: Application, pipe: _ControlPipe) -> None:
+    while (taken := orders.get()) is not None:
+        pipe.send(wire.Began(taken[0].number))
+        reply = _perform(*taken, application)
+        _flush_output()
+        # what a job leaves running is ended with us; what it has changed here shall meet no other job
+        if application.residue.found:
+            reply = replace(reply, retires=True)
+        pipe.send(reply)
+        if reply.retires:
+            return
 
 
-def _perform(
-    order: wire.Execute, cancel_flag: CancelFlag, jobs: JobRegistry, runner: asyncio.Runner
-) -> wire.Succeeded | wire.Failed:
+def _perform(order: wire.Execute, cancel_flag: CancelFlag, application: Application) -> wire.Succeeded | wire.Failed:
     try:
-        registration = jobs.find(order.job_name)
+        registration = application.jobs.find(order.job_name)
     except UnknownJob as error:
         return wire.Failed(order.number, "UnknownJob", str(error), "")
     context = JobContext(
@@ -209,8 +214,9 @@ def _perform(
         max_attempts=order.max_attempts,
         scheduled_for=order.scheduled_for,
         cancel_flag=cancel_flag,
+        container=application.container,
     )
-    result = execute(registration, order.payload, context, cancel_flag, runner)
+    result = execute(registration, order.payload, context, cancel_flag, application.runner)
     if isinstance(result, Returned):
         return wire.Succeeded(order.number, result.noticed_cancel, retires=result.process_is_spent)
     return wire.Failed(

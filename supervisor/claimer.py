@@ -11,9 +11,11 @@ from uuid import UUID, uuid4
 import anyio
 
 from durablestack.errors import StoreError, StoreUnavailable
-from durablestack.runs import Run
+from durablestack.events import EventType
+from durablestack.runs import CANCELLED_MESSAGE, LEASE_EXPIRED, Failure, Run, RunStatus
 from durablestack.stores.contract import Claim, Claimed, ExpiredRun, Store
 
+from .bus import Emit
 from .completer import Completer
 from .door import ask_store
 from .executor import Executor
@@ -43,6 +45,7 @@ class Claimer:
         lease_duration: timedelta,
         poll_interval_seconds: float,
         poll_jitter_ratio: float,
+        emit: Emit,
     ) -> None:
         self._store = store
         self._pool = pool
@@ -54,6 +57,7 @@ class Claimer:
         self._lease_duration = lease_duration
         self._poll_interval_seconds = poll_interval_seconds
         self._poll_jitter_ratio = poll_jitter_ratio
+        self._emit = emit
         self._woken = anyio.Event()
         self._failures_in_a_row = 0
         self._look_for_expired_at = 0.0
@@ -62,6 +66,11 @@ class Claimer:
     def wake(self) -> None:
         """There may be something to claim: a slot became free, or somebody enqueued."""
         self._woken.set()
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the last claim failed."""
+        return self._failures_in_a_row > 0
 
     async def run(self) -> None:
         while True:
@@ -100,8 +109,10 @@ class Claimer:
         self._answered()
         if claim.end_expired:
             self._look_for_expired_at = asked_at + _LOOK_FOR_EXPIRED_SECONDS
-        _log_expired(claimed.expired)
+        self._tell_expired(claimed.expired)
         self._leases.hold((run.lease for run in claimed.runs), asked_at, self._lease_duration)
+        for run in claimed.runs:
+            self._emit(EventType.JOB_CLAIMED, run)
         return claimed.runs
 
     async def _ask_for_claim(self, claim: Claim) -> Claimed:
@@ -140,14 +151,19 @@ class Claimer:
         with anyio.move_on_after(self._poll_interval_seconds * (1 + jitter)):
             await self._woken.wait()
 
-
-def _log_expired(expired: list[ExpiredRun]) -> None:
-    for run in expired:
-        log.warning(
-            "lease of %s had expired, run is now %s: run_id=%s job_name=%s attempt=%d",
-            run.lease_owner,
-            run.status,
-            run.run_id,
-            run.job_name,
-            run.attempt,
-        )
+    def _tell_expired(self, expired: list[ExpiredRun]) -> None:
+        for run in expired:
+            log.warning(
+                "lease of %s had expired, run is now %s: run_id=%s job_name=%s attempt=%d",
+                run.lease_owner,
+                run.status,
+                run.run_id,
+                run.job_name,
+                run.attempt,
+            )
+            if run.status is RunStatus.FAILED:
+                why = f"the lease of {run.lease_owner} had expired, and no attempts remain"
+                failure = Failure(error_type=LEASE_EXPIRED, error_message=why)
+                self._emit(EventType.RUN_QUARANTINED, run, failure=failure)
+            elif run.status is RunStatus.CANCELLED:
+                self._emit(EventType.JOB_CANCELLED, run, message=CANCELLED_MESSAGE)

@@ -21,6 +21,7 @@ from .embedded import the_one_in
 from .logs import LogThread
 from .process import end_fork_server
 from .status import log_handler, show_status, summary
+from .systemd import Systemd
 from .tree import OutcomesUnrecorded, Supervisor
 
 log = logging.getLogger("durablestack.supervisor")
@@ -41,6 +42,7 @@ EXIT_UNRECORDED = 4
 @click.option("--lease-duration-seconds", type=float, metavar="S", help="After this long without a word we are lost.")
 @click.option("--start-method", type=click.Choice(["forkserver", "spawn"]), help="How children are started.")
 @click.option("--migrate/--no-migrate", "auto_migrate", default=None, help="Create or update the tables first.")
+@click.option("--monitoring-port", type=int, metavar="N", help="Answer /live, /ready and /metrics there; 0: any port.")
 @click.option("--plain", is_flag=True, help="Log lines only, no live status.")
 @click.option("-v", "--verbose", is_flag=True, help="Also log what is of interest when something is wrong.")
 @click.option("--demo", is_flag=True, help="Show what the supervisor does, in a temporary folder. Takes 15 seconds.")
@@ -69,12 +71,15 @@ def _supervise(targets: tuple[str, ...], changes: dict[str, Any], *, plain: bool
     log_thread = _log_to(console, live=live, level=logging.DEBUG if verbose else calm)
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    if (port := changes.pop("monitoring_port", None)) is not None:
+        changes["monitoring"] = {"port": port}
+    systemd = Systemd.take_from(os.environ)
     code = 0
     try:
         with DurableStack.load(targets, **changes) as stack:
             _warn_of_memory(stack)
             supervisor = Supervisor(stack)
-            anyio.run(_run, supervisor, console if live else None)
+            anyio.run(_run, supervisor, console if live else None, systemd)
         log.log(logging.WARNING if live else logging.INFO, "%s", summary(supervisor))
     except BaseException as error:
         code = _exit_code(error)
@@ -92,8 +97,10 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-async def _run(supervisor: Supervisor, console: Console | None) -> None:
+async def _run(supervisor: Supervisor, console: Console | None, systemd: Systemd | None) -> None:
     async with anyio.create_task_group() as tasks:
+        if systemd is not None:
+            tasks.start_soon(systemd.run, supervisor)
         if console is not None:
             tasks.start_soon(show_status, supervisor, console)
         await run_with_signals(supervisor)

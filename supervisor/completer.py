@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import anyio
@@ -18,10 +18,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from durablestack.errors import StoreError, StoreUnavailable
-from durablestack.runs import Cancelled, Failed, Failure, Outcome, Output, Released, Run, Succeeded
+from durablestack.events import EventType
+from durablestack.runs import CANCELLED_MESSAGE, Cancelled, Failed, Failure, Outcome, Output, Released, Run, Succeeded
 from durablestack.stores.contract import Store
 from durablestack.text import clean
 
+from .bus import Emit
 from .door import ask_store
 from .leases import LeaseTable
 
@@ -46,21 +48,23 @@ class Counts(Struct):
 class Completer:
     """Runs until it is told that no more comes, and nothing is left to write."""
 
-    def __init__(self, store: Store, leases: LeaseTable, *, room_for: int) -> None:
+    def __init__(self, store: Store, leases: LeaseTable, *, room_for: int, emit: Emit) -> None:
         self.counts = Counts()
+        self.on_recorded: Callable[[Run], None] = lambda run: None
         self._store = store
         self._leases = leases
         self._room_for = room_for
+        self._emit = emit
         # bounded by the claimer, which claims nothing while there is no room
-        self._waiting: list[tuple[Run, Outcome]] = []
+        self._waiting: list[tuple[Run, Outcome, float | None]] = []
         self._more = anyio.Event()
         self._room = anyio.Event()
         self._last = False
 
     # --- told by the pool and asked by the claimer, on the event loop
 
-    def record(self, run: Run, outcome: Outcome) -> None:
-        self._waiting.append((run, outcome))
+    def record(self, run: Run, outcome: Outcome, duration_seconds: float | None = None) -> None:
+        self._waiting.append((run, outcome, duration_seconds))
         self._more.set()
 
     def no_more_comes(self) -> None:
@@ -89,12 +93,13 @@ class Completer:
 
     async def _record_batch(self) -> None:
         batch = self._waiting[:_BATCH_SIZE_MAX]
-        recorded = await self._until_written([outcome for _, outcome in batch])
+        recorded = await self._until_written([outcome for _, outcome, _ in batch])
         del self._waiting[: len(batch)]
-        self._leases.drop(outcome.lease for _, outcome in batch)
+        self._leases.drop(outcome.lease for _, outcome, _ in batch)
         self._room.set()
-        for run, outcome in batch:
-            self._tell(run, outcome, was_recorded=run.id in recorded)
+        for run, outcome, duration_seconds in batch:
+            self._tell(run, outcome, duration_seconds, was_recorded=run.id in recorded)
+            self.on_recorded(run)
 
     async def _until_written(self, batch: Sequence[Outcome]) -> set[UUID]:
         """Write until the database has answered for each; return the runs whose outcome it took."""
@@ -115,7 +120,7 @@ class Completer:
             await anyio.sleep(backoff_seconds * random.uniform(0.8, 1.2))
             backoff_seconds = min(backoff_seconds * 2, _BACKOFF_SECONDS_MAX)
 
-    def _tell(self, run: Run, outcome: Outcome, *, was_recorded: bool) -> None:
+    def _tell(self, run: Run, outcome: Outcome, seconds: float | None, *, was_recorded: bool) -> None:
         names = f"run_id={run.id} job_name={run.job_name} attempt={run.attempt}"
         if not was_recorded:
             self.counts.refused += 1
@@ -123,24 +128,34 @@ class Completer:
             log.error(
                 "outcome not recorded, the lease is no longer ours or the database refuses: %s outcome=%s", names, kind
             )
+            self._emit(
+                EventType.LEASE_LOST, run, duration_seconds=seconds, message=f"its outcome was not recorded: {kind}"
+            )
             return
         match outcome:
             case Succeeded():
                 self.counts.succeeded += 1
                 log.info("run succeeded: %s", names)
+                self._emit(EventType.JOB_SUCCEEDED, run, duration_seconds=seconds)
             case Failed(failure=failure, retry_after=None):
                 self.counts.failed += 1
                 log.error("run failed: %s error=%s: %s", names, failure.error_type, failure.error_message)
+                self._emit(EventType.JOB_FAILED, run, duration_seconds=seconds, failure=failure)
             case Failed(failure=failure, retry_after=timedelta() as delay):
                 self.counts.retried += 1
                 what = f"{failure.error_type}: {failure.error_message}"
                 log.warning("attempt failed, retry in %.3g s: %s error=%s", delay.total_seconds(), names, what)
+                retry_at = datetime.now(UTC) + delay
+                self._emit(EventType.JOB_FAILED, run, duration_seconds=seconds, failure=failure, retry_at=retry_at)
+                self._emit(EventType.RETRY_SCHEDULED, run, retry_at=retry_at)
             case Cancelled():
                 self.counts.cancelled += 1
                 log.info("run cancelled: %s", names)
+                self._emit(EventType.JOB_CANCELLED, run, duration_seconds=seconds, message=CANCELLED_MESSAGE)
             case Released():
                 self.counts.released += 1
                 log.info("run released: %s", names)
+                self._emit(EventType.JOB_RELEASED, run, duration_seconds=seconds)
 
 
 def _told_with_less(outcome: Outcome, error: StoreError) -> Outcome:

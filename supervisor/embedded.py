@@ -54,7 +54,7 @@ async def _run_shielded(supervisor: Supervisor, *, task_status: TaskStatus[None]
 
 
 def the_one_in(error: BaseException) -> BaseException:
-    """What went wrong, out of the groups that task groups wrap it in, if it is one thing."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+    """What went wrong, out of the groups that task groups wrap it in, if it is one thing, or the same several times."""
+    while isinstance(error, BaseExceptionGroup) and len({(type(e), str(e)) for e in error.exceptions}) == 1:
         error = error.exceptions[0]
     return error

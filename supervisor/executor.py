@@ -21,7 +21,7 @@ import anyio
 from anyio.abc import TaskGroup
 from msgspec import Struct
 
-from durablestack.errors import TargetError
+from durablestack.errors import JobDefinitionError, TargetError
 from durablestack.runs import Output, Run
 
 from . import wire
@@ -61,22 +61,26 @@ class Ended(Struct, frozen=True, kw_only=True, eq=False):
     how: wire.Succeeded | wire.Failed | Death
     ending: Ending | None
     output: Output
+    duration_seconds: float
+    pid: int | None
 
 
 class Slots(Protocol):
     """What an executor tells the pool it belongs to."""
 
     job_names: frozenset[str]
+    has_started: bool  # a child has been ready
 
     @property
     def busy(self) -> Sequence[Executor]: ...
     def idle(self, executor: Executor) -> None: ...
     def busy_or_gone(self, executor: Executor) -> None: ...
     def may_begin(self, run: Run, child: ChildProcess) -> bool: ...
+    def began(self, run: Run) -> None: ...
     def ended(self, ended: Ended) -> None: ...
     def never_begun(self, run: Run) -> None: ...
     def may_begin_elsewhere(self, run: Run) -> bool: ...
-    def child_lost(self, executor: Executor, why: str) -> None: ...
+    def child_lost(self, why: str, run: Run | None = None) -> None: ...
 
 
 class Executor:
@@ -85,6 +89,7 @@ class Executor:
         self.pid: int | None = None
         self.assignment: Assignment | None = None
         self.began_at = 0.0
+        self.left = anyio.Event()  # once `leave` was called and there is no child any more
         self._slots = slots
         self._starter = starter
         self._limits = limits
@@ -97,6 +102,7 @@ class Executor:
         self._ending: Ending | None = None
         self._ended = anyio.Event()
         self._retiring = False
+        self._leaving = False
         self._deaths_in_a_row = 0
         self._timeout: asyncio.TimerHandle | None = None
         self._tasks: TaskGroup | None = None
@@ -105,7 +111,7 @@ class Executor:
 
     async def run(self) -> None:
         async with anyio.create_task_group() as self._tasks:
-            while True:
+            while not self._leaving:
                 try:
                     await self._one_child()
                 except BootFailed as failure:
@@ -131,6 +137,7 @@ class Executor:
             self._child, self.pid = None, None
             self._slots.busy_or_gone(self)
             await child.end()
+            self.left.set()
 
     async def _boot(self, child: ChildProcess) -> None:
         """Start the child, and wait for its word that it is ready."""
@@ -146,6 +153,8 @@ class Executor:
             raise BootFailed(f"{type(error).__name__}: {error}") from error
         if self._boot_failure is not None:
             failure = self._boot_failure
+            if failure.final and not self._slots.has_started:
+                raise JobDefinitionError(failure.error_message)
             raise BootFailed(f"{failure.error_type}: {failure.error_message}\n{failure.error_detail}".strip())
         if death is not None:
             if death.exit_code == EXIT_REENTERED:
@@ -153,7 +162,7 @@ class Executor:
                     "the program starts a supervisor again in each child that imports it; put what it does under "
                     "if __name__ == '__main__':"
                 )
-            how = death.signal_name or f"exit code {death.exit_code}"
+            how = death.how
             stderr = child.take_output().stderr_tail or "What it said stands above, if it said anything."
             raise BootFailed(f"it ended with {how} before it was ready. {stderr}")
 
@@ -174,7 +183,7 @@ class Executor:
 
     def _bury(self, child: ChildProcess, death: Death) -> None:
         """The child is dead: say what became of the run in hand, and whether anyone should worry."""
-        how = death.signal_name or f"exit code {death.exit_code}"
+        how = death.how
         if self._delivered and (self._begun or not self._slots.may_begin_elsewhere(self._run_in_hand)):
             self._finish(death, child.take_output())
         elif self._delivered:
@@ -192,7 +201,16 @@ class Executor:
     def _died(self, why: str) -> None:
         """A death for which no run is to blame: the more of them in a row, the longer until the next child."""
         self._deaths_in_a_row += 1
-        self._slots.child_lost(self, why)
+        self._slots.child_lost(why)
+
+    def leave(self) -> None:
+        """Ask the child to leave in good order; none takes its place."""
+        self._leaving, self.left = True, anyio.Event()
+        if self._child is None:
+            self.left.set()
+        else:
+            self._retiring = True
+            self._child.send(wire.Stop())
 
     # --- a run
 
@@ -227,7 +245,13 @@ class Executor:
             self._timeout = loop.call_later(assignment.timeout_seconds, self.end_run, Ending.TIMED_OUT)
         child.send(
             wire.Execute(
-                self._order, run.id, run.job_name, run.attempt, run.max_attempts, run.scheduled_for, run.payload
+                self._order,
+                run.id,
+                run.job_name,
+                run.attempt,
+                run.max_attempts,
+                run.slot or run.scheduled_for,
+                run.payload,
             )
         )
 
@@ -246,8 +270,9 @@ class Executor:
             case wire.BootFailed():
                 self._boot_failure = reply
                 self._answered.set()
-            case wire.Began() if self._delivered and reply.number == self._order:
+            case wire.Began() if self._delivered and not self._begun and reply.number == self._order:
                 self._begun = True
+                self._slots.began(self._run_in_hand)
             case wire.Succeeded() | wire.Failed() if self._delivered and reply.number == self._order:
                 self._on_result(reply)
             case _:
@@ -279,16 +304,19 @@ class Executor:
     def _finish(self, how: wire.Succeeded | wire.Failed | Death, output: Output) -> None:
         assert self.assignment is not None
         self._forget_timeout()
-        ended = Ended(assignment=self.assignment, how=how, ending=self._ending, output=output)
+        ended = Ended(
+            assignment=self.assignment,
+            how=how,
+            ending=self._ending,
+            output=output,
+            duration_seconds=anyio.current_time() - self.began_at,
+            pid=self.pid,
+        )
         self.assignment, self._delivered, self._ending = None, False, None
         self._ended.set()
         self._slots.ended(ended)
         if isinstance(how, Death) and ended.ending is None:
             self._deaths_in_a_row = 0  # it was able to start and to begin
-            run = ended.assignment.run
-            self._slots.child_lost(
-                self, f"child {self.pid} of slot {self.number} died of run {run.id} ({run.job_name})"
-            )
 
     def _forget_timeout(self) -> None:
         if self._timeout is not None:

@@ -20,9 +20,11 @@ from uuid import UUID
 import anyio
 
 from durablestack.errors import StoreError
+from durablestack.events import EventType
 from durablestack.runs import Lease
 from durablestack.stores.contract import Store
 
+from .bus import Emit
 from .leases import LeaseTable, boottime
 from .verdict import Ending
 
@@ -32,6 +34,7 @@ INTERVAL_SECONDS_MIN = 0.25
 _CANCEL_CHECK_SECONDS = 1.0
 _TRUST_CHECK_SECONDS = 0.5
 _JOIN_WITHIN_SECONDS = 5.0
+_STUCK_AFTER_SECONDS_MIN = 10.0
 
 Argument = TypeVar("Argument")
 
@@ -51,17 +54,28 @@ class Heartbeat:
         end_runs: Callable[[Collection[UUID], Ending], None],
         *,
         lease_duration: timedelta,
+        emit: Emit,
     ) -> None:
+        self.extensions = 0  # of leases, since the start; like `unanswered` written by the thread, read by others
+        self.unanswered = False
         self._store = store
         self._leases = leases
         self._end_runs = end_runs
         self._lease_duration = lease_duration
+        self._emit = emit
         self._interval_seconds = max(INTERVAL_SECONDS_MIN, lease_duration.total_seconds() / 2)
         self._try_again_seconds = attempt_timeout_seconds(lease_duration)
         self._next_beat_at = 0.0
         self._next_cancel_check_at = 0.0
         self._stopping = threading.Event()
         self._cancels_told: set[UUID] = set()
+        self._turned_at: float | None = None
+
+    @property
+    def turns(self) -> bool:
+        """Whether the thread goes on, as far as it has begun. A statement may hold it up, but not for this long."""
+        stuck_after_seconds = max(_STUCK_AFTER_SECONDS_MIN, self._lease_duration.total_seconds())
+        return self._turned_at is None or boottime() - self._turned_at < stuck_after_seconds
 
     async def run(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -90,6 +104,7 @@ class Heartbeat:
             self._next_beat_at = boottime() + self._interval_seconds
             while not self._stopping.wait(self._seconds_to_next()):
                 self._step()
+                self._turned_at = boottime()
         except BaseException as error:  # a heartbeat that stopped unnoticed would be the worst of all
             failure.append(error)
             self._on_loop(lambda _: ended.set(), None)
@@ -104,6 +119,7 @@ class Heartbeat:
         self._lose(self._leases.lose_distrusted(), "not renewed in time")
         if boottime() >= self._next_beat_at:
             self._next_beat_at = boottime() + (self._interval_seconds if self._beat() else self._try_again_seconds)
+            self._emit(EventType.WORKER_HEARTBEAT)
         elif boottime() >= self._next_cancel_check_at:
             self._check_cancel_requests()
             self._next_cancel_check_at = boottime() + _CANCEL_CHECK_SECONDS
@@ -112,13 +128,17 @@ class Heartbeat:
         """Extend all leases; return whether the database answered. No answer is neither success nor loss."""
         held = self._leases.held()
         if not held:
+            self.unanswered = False
             return True
         asked_at = boottime()
         try:
             extended = self._store.extend_leases(held, self._lease_duration)
         except StoreError as error:
             log.warning("could not extend %d leases, trying again: %s", len(held), error)
+            self.unanswered = True
             return False
+        self.unanswered = False
+        self.extensions += len(extended.held)
         self._lose(self._leases.extend(extended.held, held, asked_at, self._lease_duration), "no longer ours")
         self._tell_cancelled(extended.cancel_requested)
         return True

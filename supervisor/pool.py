@@ -14,11 +14,13 @@ from uuid import UUID
 
 import anyio
 
+from durablestack.events import EventType
 from durablestack.jobs import JobRegistry
 from durablestack.options import CrashedRunPolicy
 from durablestack.runs import Outcome, Released, Run
 
 from . import verdict
+from .bus import Emit
 from .executor import Assignment, Ended, Executor, Limits
 from .leases import LeaseTable
 from .process import ChildProcess, Death, Starter
@@ -44,10 +46,12 @@ class Pool:
         timeout_seconds: float | None,
         crashed_run_policy: CrashedRunPolicy,
         retry_after: Callable[[Run, float | None], timedelta | None],
-        record: Callable[[Run, Outcome], None],
+        record: Callable[[Run, Outcome, float | None], None],
+        emit: Emit,
     ) -> None:
         self.executors = [Executor(number, self, starter, limits) for number in range(size)]
         self.job_names = frozenset(jobs.names)
+        self.has_started = False
         self.children_lost = 0
         self.on_room: Callable[[], None] = lambda: None
         self._jobs = jobs
@@ -57,6 +61,7 @@ class Pool:
         self._crashed_run_policy = crashed_run_policy
         self._retry_after = retry_after
         self._record = record
+        self._emit = emit
         self._idle: deque[Executor] = deque()
         self._unbegun: Counter[UUID] = Counter()
         self._some_idle = anyio.Event()
@@ -90,6 +95,7 @@ class Pool:
     # --- the executors' side
 
     def idle(self, executor: Executor) -> None:
+        self.has_started = True
         self._put_idle(executor)
         self.on_room()
 
@@ -116,6 +122,11 @@ class Pool:
     def never_begun(self, run: Run) -> None:
         self._tell(run, Released(run.lease), "it had not begun")
 
+    def began(self, run: Run) -> None:
+        self._emit(EventType.JOB_STARTED, run)
+        if run.attempt > 1:
+            self._emit(EventType.JOB_RETRIED, run)
+
     def ended(self, ended: Ended) -> None:
         run = ended.assignment.run
         self._unbegun.pop(run.id, None)
@@ -139,9 +150,14 @@ class Pool:
                 output=ended.output,
                 retry_after=self._retry_after,
             )
-        self._tell(run, outcome, "its lease is lost" if ending is Ending.LEASE_LOST else "its lease is left to expire")
+        if ending is Ending.LEASE_LOST:
+            self._emit(EventType.LEASE_LOST, run, duration_seconds=ended.duration_seconds)
+        elif ending is None and isinstance(ended.how, Death):
+            self.child_lost(f"child {ended.pid} died of run {run.id} ({run.job_name}): {ended.how.how}", run)
+        why_not = "its lease is lost" if ending is Ending.LEASE_LOST else "its lease is left to expire"
+        self._tell(run, outcome, why_not, ended.duration_seconds)
 
-    def _tell(self, run: Run, outcome: Outcome | None, why_not: str) -> None:
+    def _tell(self, run: Run, outcome: Outcome | None, why_not: str, duration_seconds: float | None = None) -> None:
         if outcome is None:
             log.warning(
                 "run abandoned, %s: run_id=%s job_name=%s attempt=%d", why_not, run.id, run.job_name, run.attempt
@@ -149,12 +165,13 @@ class Pool:
             self._leases.drop([run.lease])
         else:
             self._leases.finished(run.lease)
-            self._record(run, outcome)
+            self._record(run, outcome, duration_seconds)
         self._check_quiet()
 
-    def child_lost(self, executor: Executor, why: str) -> None:
+    def child_lost(self, why: str, run: Run | None = None) -> None:
         self.children_lost += 1
         log.warning("%s", why)
+        self._emit(EventType.CHILD_CRASHED, run, message=why)
         if self._restarts.record():
             log.error("more children have died than the restart limit allows: this worker is degraded, and goes on")
 
@@ -179,6 +196,13 @@ class Pool:
     def kill_all(self, ending: Ending) -> None:
         for executor in self.executors:
             executor.kill_run(ending)
+
+    async def leave(self) -> None:
+        """Let all children leave in good order, as long as they need."""
+        for executor in self.executors:
+            executor.leave()
+        for executor in self.executors:
+            await executor.left.wait()
 
     @property
     def busy(self) -> list[Executor]:

@@ -23,7 +23,7 @@ import anyio
 from anyio import CapacityLimiter, to_thread
 from msgspec import Struct
 
-from durablestack.options import StartMethod
+from durablestack.options import JobActivation, StartMethod
 from durablestack.runs import Output
 
 from . import child, wire
@@ -44,21 +44,28 @@ _PIPE_CLOSED_GRACE_SECONDS = 1.0
 class Starter:
     """How children are started. Never by fork from here: the supervisor has threads and an event loop."""
 
-    def __init__(self, start_method: StartMethod, targets: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        start_method: StartMethod,
+        targets: tuple[str, ...],
+        activation: JobActivation = JobActivation.SCOPED_PER_EXECUTION,
+        preload: tuple[str, ...] = (),
+    ) -> None:
         self.context: Context
         if start_method is StartMethod.SPAWN:
             self.context = multiprocessing.get_context("spawn")
         else:
             self.context = multiprocessing.get_context("forkserver")
         self.targets = targets
+        self.activation = activation
         self._lane = CapacityLimiter(1)
         self._calls = 0  # under way in threads; written there, under the lock
         if isinstance(self.context, ForkServerContext):
             # the application is loaded once, in the fork server; a crashed child is back in milliseconds
             # a program's own module is for the children to import, which multiprocessing does with more care
-            modules = [target.partition(":")[0] for target in targets if target != "__main__"]
+            modules = [name for target in targets if (name := target.partition(":")[0]) != "__main__"]
             self.context.set_forkserver_preload(
-                ["durablestack.supervisor.child", *modules, "durablestack.supervisor.preload"]
+                ["durablestack.supervisor.child", *preload, *modules, "durablestack.supervisor.preload"]
             )
 
     async def call(self, call: Callable[[], object]) -> None:
@@ -117,6 +124,10 @@ class Death(Struct, frozen=True):
         except ValueError:
             return f"SIG{-self.exit_code}"
 
+    @property
+    def how(self) -> str:
+        return self.signal_name or f"exit code {self.exit_code}"
+
 
 class ChildProcess:
     """Started by `start`, and gone after `end`. `kill` and `signal` may be called from any thread, at any time."""
@@ -146,7 +157,9 @@ class ChildProcess:
         stdout, child_stdout = context.Pipe(duplex=False)
         stderr, child_stderr = context.Pipe(duplex=False)
         process = context.Process(
-            target=child.main, args=(theirs, child_stdout, child_stderr, self._starter.targets), name=self._name
+            target=child.main,
+            args=(theirs, child_stdout, child_stderr, self._starter.targets, self._starter.activation),
+            name=self._name,
         )
         try:
             await self._starter.call(process.start)

@@ -11,14 +11,39 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 
 _SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 _LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
 _KEPT_BY_THE_LOOP = "asyncio_"
 
 
-def look(runner: asyncio.Runner) -> Hashable:
+class Residue:
+    """How this process was when it was made ready, and whether it still is so."""
+
+    def __init__(self, runner: asyncio.Runner) -> None:
+        self._runner = runner
+        self._ready = _look(runner)
+
+    @property
+    def found(self) -> bool:
+        return _look(self._runner) != self._ready
+
+    def forgive(self) -> None:
+        """From here on this is how it is to be."""
+        self._ready = _look(self._runner)
+
+    @contextmanager
+    def expected(self) -> Iterator[None]:
+        """What changes meanwhile is to stay: a service for all runs is made. What a run left before is not forgiven."""
+        found_before = self.found
+        yield
+        if not found_before:
+            self.forgive()
+
+
+def _look(runner: asyncio.Runner) -> Hashable:
     """The state of this process that one run may spoil for the next."""
     return (
         _folder(),
@@ -30,21 +55,22 @@ def look(runner: asyncio.Runner) -> Hashable:
         (_open_file(1), _open_file(2)),
         _threads(),
         runner.get_loop().is_closed(),
+        _children(),
     )
 
 
-def has_children() -> bool:
-    """Whether processes that were started here still run."""
+def _children() -> frozenset[bytes]:
+    """The processes that were started here and still run, by number."""
     if sys.platform != "linux":
-        return False
+        return frozenset()
+    found: set[bytes] = set()
     for task in os.listdir("/proc/self/task"):
         try:
             with open(f"/proc/self/task/{task}/children", "rb") as children:
-                if children.read(1):
-                    return True
+                found.update(children.read().split())
         except OSError:  # the thread has ended, or the kernel does not tell
             continue
-    return False
+    return frozenset(found)
 
 
 def _folder() -> str | None:

@@ -4,7 +4,7 @@ Shutdown order is indentation. What is nested deeper stops earlier:
 
     records     heartbeat, completer      stop last, when nothing is left to keep or to write
       work      the executors             stop once they are drained, or made to
-        intake  claimer                   stops first
+        intake  claimer, scheduler        stop first; so does the sweeper, which needs nobody
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 
 import anyio
+from anyio import to_thread
 from anyio.abc import TaskStatus
 
 from durablestack.errors import DurableStackError, JobDefinitionError
@@ -25,24 +26,34 @@ from durablestack.runs import Run
 from durablestack.scheduling.retry import RetryPolicy
 from durablestack.stack import DurableStack
 
+from .backlog import BacklogWatch
+from .bus import Bus
 from .claimer import Claimer
 from .completer import Completer
 from .door import ask_store
+from .endpoint import Endpoint
 from .executor import Limits
 from .heartbeat import Heartbeat, attempt_timeout_seconds
 from .leases import LeaseTable
+from .monitoring import answers
 from .pool import Pool
 from .process import Starter
 from .restarts import Restarts
+from .scheduler import Scheduler
+from .sweeper import Sweeper
+from .tally import RunTally
 from .verdict import Ending
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 2
-"""For the claimer and the completer. The heartbeat has one more, of its own; children have none."""
+"""For the claimer and the completer. The heartbeat has one of its own; scheduler and sweeper share one; children
+have none."""
 
 _KILLED_WITHIN_SECONDS = 2.0
+_CHILDREN_LEAVE_WITHIN_SECONDS = 2.0
 _LAST_WRITES_WITHIN_SECONDS = 5.0
+_LAST_EVENTS_WITHIN_SECONDS = 3.0
 
 
 class OutcomesUnrecorded(DurableStackError):
@@ -65,13 +76,25 @@ class Supervisor:
         self._heartbeat_store = stack.open_store(
             connections_max=1, timeout_seconds=attempt_timeout_seconds(self._lease_duration)
         )
-        self._stop_asked = anyio.Event()
+        self._upkeep_store = stack.open_store(connections_max=1)
+        self.stop_asked = anyio.Event()
         self._stop_now_asked = anyio.Event()
+        self.started = anyio.Event()
         self.stopped = anyio.Event()
         self.drained_until: float | None = None  # on the loop's clock, once we are stopping
+        self._monitored = options.monitoring.port is not None
+        self.tally = RunTally(stack.jobs.names)
+        self.bus = Bus(options, [*stack.event_sinks, self.tally] if self._monitored else stack.event_sinks)
         self.leases = LeaseTable()
-        self.completer = Completer(self._store, self.leases, room_for=10 * options.max_concurrent_runs)
-        self._starter = Starter(options.start_method, stack.child_targets)
+        self.completer = Completer(
+            self._store, self.leases, room_for=10 * options.max_concurrent_runs, emit=self.bus.emit
+        )
+        self._starter = Starter(
+            options.start_method,
+            stack.child_targets,
+            options.job_activation,
+            preload=("durablestack.jobs.container",) if stack.services else (),
+        )
         self.pool = Pool(
             options.max_concurrent_runs,
             self._starter,
@@ -83,6 +106,7 @@ class Supervisor:
             crashed_run_policy=options.crashed_run_policy,
             retry_after=self._retry_after,
             record=self.completer.record,
+            emit=self.bus.emit,
         )
         self.claimer = Claimer(
             self._store,
@@ -95,25 +119,53 @@ class Supervisor:
             lease_duration=self._lease_duration,
             poll_interval_seconds=options.poll_interval_seconds,
             poll_jitter_ratio=options.poll_jitter_ratio if options.poll_jitter_enabled else 0.0,
+            emit=self.bus.emit,
         )
         self.pool.on_room = self.claimer.wake
+        self.scheduler = Scheduler(
+            self._upkeep_store,
+            stack.jobs,
+            options.recurring,
+            application=stack.application_name,
+            poll_interval_seconds=options.poll_interval_seconds,
+            on_enqueued=self.claimer.wake,
+        )
+        self.completer.on_recorded = self.scheduler.run_ended
+        self.sweeper = Sweeper(
+            self._upkeep_store,
+            run_retention=timedelta(seconds=options.run_retention_seconds),
+            sweep_interval_seconds=options.retention.sweep_interval_seconds,
+            delete_batch_size=options.retention.delete_batch_size,
+        )
         self.heartbeat = Heartbeat(
-            self._heartbeat_store, self.leases, self.pool.end_runs, lease_duration=self._lease_duration
+            self._heartbeat_store,
+            self.leases,
+            self.pool.end_runs,
+            lease_duration=self._lease_duration,
+            emit=self.bus.emit,
+        )
+        self.backlog = BacklogWatch(
+            self._upkeep_store, stack.jobs.names, interval_seconds=options.monitoring.backlog_interval_seconds
+        )
+        self.endpoint = (
+            Endpoint(options.monitoring.host, options.monitoring.port, answers(self))
+            if options.monitoring.port is not None
+            else None
         )
 
     @property
     def stopping(self) -> bool:
-        return self._stop_asked.is_set()
+        return self.stop_asked.is_set()
 
     # --- asked from outside, on the event loop
 
     def stop(self) -> None:
         """Stop gracefully: claim no more, let runs finish for a while, then end and release them."""
-        self._stop_asked.set()
+        self.stop_asked.set()
 
     def stop_now(self) -> None:
         """Stop without waiting for runs: end them at once, and release them."""
-        self._stop_asked.set()
+        self.stop_asked.set()
         self._stop_now_asked.set()
 
     # --- the tree
@@ -123,16 +175,21 @@ class Supervisor:
 
         Raises:
             JobDefinitionError: there is no job to run.
+            OptionsError: the port of the endpoint is taken.
             StoreError: the database cannot be reached at the start, or its tables are not the right ones.
             OutcomesUnrecorded: at the end some outcomes could not be written.
         """
         try:
-            await self._check_start()
-            self._tell_start()
-            task_status.started()
-            await self._run_tree()
+            async with self.endpoint.listening() if self.endpoint is not None else nullcontext():
+                await self._check_start()
+                self._tell_start()
+                self.bus.start()
+                self.started.set()
+                task_status.started()
+                await self._run_tree()
         finally:
             self._close()
+            await self._tell_last_events()
             self.stopped.set()
         if self.completer.unrecorded:
             raise OutcomesUnrecorded(
@@ -167,10 +224,16 @@ class Supervisor:
                     work.start_soon(self.pool.run, name="pool")
                     async with anyio.create_task_group() as intake:
                         intake.start_soon(self.claimer.run, name="claimer")
+                        intake.start_soon(self.scheduler.run, name="scheduler")
+                        if self.stack.options.retention.enabled:
+                            intake.start_soon(self.sweeper.run, name="sweeper")
+                        if self._monitored:
+                            intake.start_soon(self.backlog.run, name="backlog")
                         with self._woken_by_enqueue():
-                            await self._stop_asked.wait()
+                            await self.stop_asked.wait()
                         intake.cancel_scope.cancel()
                     await self._drain()
+                    await self._let_children_leave()
                     work.cancel_scope.cancel()
                 self.completer.no_more_comes()  # it then ends by itself, or is ended
                 writing.cancel_scope.deadline = anyio.current_time() + _LAST_WRITES_WITHIN_SECONDS
@@ -203,6 +266,12 @@ class Supervisor:
         with anyio.move_on_after(_KILLED_WITHIN_SECONDS):
             await self.pool.quiet()
 
+    async def _let_children_leave(self) -> None:
+        """Only where they have something to end; the others are gone at once."""
+        if self.stack.ends_in_children and not self._stop_now_asked.is_set():
+            with anyio.move_on_after(_CHILDREN_LEAVE_WITHIN_SECONDS):
+                await self.pool.leave()
+
     async def _quiet_within(self, seconds: float) -> None:
         with anyio.move_on_after(seconds) as patience:
             async with anyio.create_task_group() as waiting:
@@ -215,9 +284,13 @@ class Supervisor:
                 await self.pool.quiet()
                 waiting.cancel_scope.cancel()
 
+    async def _tell_last_events(self) -> None:
+        with anyio.CancelScope(shield=True):  # bounded, and in a thread that nobody else can keep from us
+            await to_thread.run_sync(self.bus.close, _LAST_EVENTS_WITHIN_SECONDS, limiter=anyio.CapacityLimiter(1))
+
     def _close(self) -> None:
         self._starter.unstick()
-        for store in (self._store, self._heartbeat_store):
+        for store in (self._store, self._heartbeat_store, self._upkeep_store):
             if store.durable:
                 store.close()
 

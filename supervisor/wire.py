@@ -60,9 +60,12 @@ class Stop(Struct, frozen=True, tag="stop"):
 
 
 class BootFailed(Struct, frozen=True, tag="boot_failed"):
+    """`final`: another child would not fare better, for the application itself is wrong."""
+
     error_type: str
     error_message: str
     error_detail: str
+    final: bool = False
 
 
 class Ready(Struct, frozen=True, tag="ready"):

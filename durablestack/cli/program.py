@@ -15,11 +15,13 @@ from durablestack.errors import DurableStackError, EnqueueUncertain, StoreError
 from durablestack.options import redact
 
 from .application import Application, shared_options
+from .cron import cron
 from .doctor import doctor
 from .enqueue import enqueue
 from .migrate import migrate
 from .printing import one_line
 from .runs import runs
+from .schedules import schedules
 
 EXIT_BUG = 1
 EXIT_BAD_INPUT = 2
@@ -43,7 +45,7 @@ def command() -> None:
     """
 
 
-for each in (migrate, enqueue, runs, doctor):
+for each in (migrate, enqueue, runs, schedules, doctor, cron):
     command.add_command(each)
 
 

@@ -2,6 +2,7 @@
 
 from .context import JobContext
 from .discovery import import_targets, jobs_in
+from .recurring import recurring_job
 from .registration import JobRegistration, JobRegistry, durable_job
 
-__all__ = ["JobContext", "JobRegistration", "JobRegistry", "durable_job", "import_targets", "jobs_in"]
+__all__ = ["JobContext", "JobRegistration", "JobRegistry", "durable_job", "import_targets", "jobs_in", "recurring_job"]

@@ -5,9 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from datetime import datetime
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from durablestack.errors import RunCancelled
+
+from .scope import ServiceScope
+
+if TYPE_CHECKING:
+    from .container import ServiceContainer
 
 
 class CancelFlag:
@@ -58,6 +64,7 @@ class JobContext:
         attempt: number of this attempt, 1 for the first. An attempt that was given back counts again as the same.
         max_attempts: how many attempts there are, this one and the first included.
         scheduled_for: when the run was due: an aware datetime in UTC.
+        services: the services of the application: `context.services.get(Mailer)`.
     """
 
     def __init__(
@@ -69,12 +76,14 @@ class JobContext:
         max_attempts: int,
         scheduled_for: datetime,
         cancel_flag: CancelFlag | None = None,
+        container: ServiceContainer | None = None,
     ) -> None:
         self.run_id = run_id
         self.job_name = job_name
         self.attempt = attempt
         self.max_attempts = max_attempts
         self.scheduled_for = scheduled_for
+        self.services = ServiceScope() if container is None else container.scope(self)
         self._cancel_flag = cancel_flag or CancelFlag()
 
     @property

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import traceback
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from types import TracebackType
 from typing import Any
 
@@ -16,10 +18,12 @@ from durablestack.text import ERROR_DETAIL_LENGTH_MAX, ERROR_MESSAGE_LENGTH_MAX,
 
 from .context import CancelFlag, JobContext
 from .registration import JobRegistration
+from .scope import ServiceScope
 
 _FRAMES_MAX = 50
 _RETRY_AFTER_SECONDS_MAX = 10 * 366 * 86_400.0
 _TASKS_END_WITHIN_SECONDS = 1.0
+_OUR_WAY = ("durablestack.jobs.", "asyncio.", "dishka.", "contextlib")
 # After these a process is not what it was: what raised them meant to end it, or memory ran out.
 _ENDS_THE_PROCESS = (SystemExit, KeyboardInterrupt, GeneratorExit, MemoryError)
 
@@ -53,9 +57,13 @@ def execute(
     raised: BaseException | None = None
     tasks_remain = False
     try:
-        result = registration.invoke(registration.codec.decode(payload), context)
-        if inspect.isawaitable(result):
-            raised, tasks_remain = runner.run(_await_cancellable(result, cancel_flag))
+        args = registration.codec.decode(payload)
+        # each attempt has context variables of its own
+        if registration.is_async:
+            attempt = _execute_async(registration, args, context, cancel_flag)
+            raised, tasks_remain = runner.run(attempt, context=copy_context())
+        else:
+            raised, tasks_remain = copy_context().run(_execute_sync, registration, args, context, cancel_flag, runner)
     except BaseException as error:  # SystemExit and its like end the attempt, not the story
         raised = error
     if raised is not None:
@@ -63,14 +71,66 @@ def execute(
     return Returned(noticed_cancel=cancel_flag.noticed, process_is_spent=tasks_remain)
 
 
-async def _await_cancellable(result: Awaitable[Any], cancel_flag: CancelFlag) -> tuple[BaseException | None, bool]:
-    """Await the job; return what it raised, if anything, and whether tasks of it remain that would not end."""
-    loop = asyncio.get_running_loop()
-    task = asyncio.ensure_future(result)
+_Ended = tuple[BaseException | None, bool]
+"""What the attempt raised, if anything, and whether tasks of it remain that would not end."""
+
+
+def _execute_sync(
+    registration: JobRegistration, args: Any, context: JobContext, cancel_flag: CancelFlag, runner: asyncio.Runner
+) -> _Ended:
+    services = context.services
     raised: BaseException | None = None
+    tasks_remain = False
+    try:
+        result = registration.invoke(services.construct(registration.job), args, context)
+        if inspect.isawaitable(result):
+            raised, tasks_remain = runner.run(_await(result, cancel_flag, services), context=copy_context())
+    except BaseException as error:
+        raised = error
+    try:
+        services.close(raised)
+    except BaseException as error:
+        raised = _with_closing_error(raised, error)
+    return raised, tasks_remain
+
+
+async def _execute_async(
+    registration: JobRegistration, args: Any, context: JobContext, cancel_flag: CancelFlag
+) -> _Ended:
+    """All in one task: what opens a service may have to close it in the same one. Closing is not cut short."""
+    services, before = context.services, asyncio.all_tasks()
+    raised: BaseException | None = None
+    with _cancellable(cancel_flag):
+        try:
+            await registration.invoke(await services.aconstruct(registration.job), args, context)
+        except BaseException as error:  # told once the other tasks have ended
+            raised = error
+    try:
+        await services.aclose(raised)
+    except BaseException as error:
+        raised = _with_closing_error(raised, error)
+    return raised, await _end_tasks(asyncio.all_tasks() - before - set(services.lasting_tasks))
+
+
+async def _await(result: Awaitable[Any], cancel_flag: CancelFlag, services: ServiceScope) -> _Ended:
+    before = asyncio.all_tasks()
+    raised: BaseException | None = None
+    with _cancellable(cancel_flag):
+        try:
+            await result
+        except BaseException as error:
+            raised = error
+    return raised, await _end_tasks(asyncio.all_tasks() - before - set(services.lasting_tasks))
+
+
+@contextmanager
+def _cancellable(cancel_flag: CancelFlag) -> Iterator[None]:
+    """While this lasts, the flag cancels the current task."""
+    loop, task, ended = asyncio.get_running_loop(), asyncio.current_task(), False
+    assert task is not None
 
     def leave() -> None:
-        if task.cancel():  # a job that has returned meanwhile has noticed nothing
+        if not ended and task.cancel():  # a job that has returned meanwhile has noticed nothing
             cancel_flag.noticed = True
 
     def interrupt() -> None:
@@ -78,22 +138,30 @@ async def _await_cancellable(result: Awaitable[Any], cancel_flag: CancelFlag) ->
 
     cancel_flag.interrupt_with(interrupt)
     try:
-        await task
-    except BaseException as error:  # told once the other tasks have ended
-        raised = error
+        yield
     finally:
+        ended = True
         cancel_flag.interrupt_with(None)
-    return raised, await _end_other_tasks()
+        while task.cancelling():  # it has been told; what is awaited from here on is not cancelled
+            task.uncancel()
 
 
-async def _end_other_tasks() -> bool:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    if not others:
+async def _end_tasks(tasks: set[asyncio.Task[Any]]) -> bool:
+    if not tasks:
         return False
-    for task in others:
+    for task in tasks:
         task.cancel()
-    _, remaining = await asyncio.wait(others, timeout=_TASKS_END_WITHIN_SECONDS)
+    _, remaining = await asyncio.wait(tasks, timeout=_TASKS_END_WITHIN_SECONDS)
     return bool(remaining)
+
+
+def _with_closing_error(raised: BaseException | None, closing: BaseException) -> BaseException:
+    """What was not brought to its end is no success; but the error of the job itself is the one to be told."""
+    if raised is None:
+        return closing
+    with suppress(Exception):  # an error may be of a kind that takes no note
+        raised.add_note(f"Then its services were closed, which raised {_type_name(closing)}: {_message(closing)}")
+    return raised
 
 
 def _told(error: BaseException, *, tasks_remain: bool) -> Raised:
@@ -131,7 +199,7 @@ def _message(error: BaseException) -> str:
 
 def _is_ours(frames: TracebackType) -> bool:
     """Whether the frame is of the way to the job, which is of no interest to whoever wrote the job."""
-    return str(frames.tb_frame.f_globals.get("__name__", "")).startswith(("durablestack.jobs.", "asyncio."))
+    return str(frames.tb_frame.f_globals.get("__name__", "")).startswith(_OUR_WAY)
 
 
 def _detail(error: BaseException) -> str:

@@ -11,15 +11,19 @@ from typing import Any, TypeVar, overload
 from msgspec import Struct
 from msgspec.structs import replace
 
-from durablestack.errors import JobDefinitionError, UnknownJob
+from durablestack.errors import JobDefinitionError, PayloadError, UnknownJob
+from durablestack.scheduling.recurring import Recurrence
 from durablestack.scheduling.retry import RetryBehavior
 
 from .context import JobContext
 from .payloads import PayloadCodec
+from .recurring import checked, recurrence_of
+from .services import Parameter, check_parameters, parameters_of
 
 Job = TypeVar("Job", bound=Callable[..., Any])
 
 JOB_NAME_LENGTH_MAX = 200
+RECURRING_PAYLOAD_BYTES_MAX = 65_536
 _MARK = "__durable_job__"
 
 
@@ -31,6 +35,7 @@ class JobDeclaration(Struct, frozen=True, kw_only=True):
     retry_behavior: RetryBehavior = RetryBehavior.FIXED_DELAY
     retry_initial_delay_seconds: float = 0
     timeout_seconds: float | None = None
+    recurrence: Recurrence | None = None
 
 
 class JobRegistration(Struct, frozen=True, kw_only=True):
@@ -45,11 +50,16 @@ class JobRegistration(Struct, frozen=True, kw_only=True):
     retry_behavior: RetryBehavior
     retry_initial_delay: timedelta
     timeout_seconds: float | None
+    is_async: bool = False
+    constructor: tuple[Parameter, ...] = ()
+    """What a job class asks for when an instance is made."""
+    recurrence: Recurrence | None = None
+    recurring_payload: str | None = None
+    """The arguments of its runs, where it recurs."""
 
-    def invoke(self, args: Any, context: JobContext) -> Any:
-        """Call the job. What an `async def` job returns is still to be awaited."""
-        job: Any = self.job
-        execute = job().execute if isinstance(job, type) else job
+    def invoke(self, job: Any, args: Any, context: JobContext) -> Any:
+        """Call the job, an instance where it is a class. What an `async def` returns is still to be awaited."""
+        execute = job.execute if isinstance(self.job, type) else job
         arguments = ([args] if self.takes_args else []) + ([context] if self.takes_context else [])
         return execute(*arguments)
 
@@ -109,12 +119,14 @@ def durable_job(
 
 
 def declaration_of(job: Any) -> JobDeclaration | None:
-    """What `@durable_job` was told about exactly this class or function; a subclass does not inherit it."""
+    """What decorators were told about exactly this class or function; a subclass does not inherit it."""
     # the type, not isinstance: a lazy proxy that stands in a module is not to be woken
     if not issubclass(type(job), (type, FunctionType)):
         return None
-    declaration = vars(job).get(_MARK)
-    return declaration if isinstance(declaration, JobDeclaration) else None
+    declaration, recurrence = vars(job).get(_MARK), recurrence_of(job)
+    if isinstance(declaration, JobDeclaration):
+        return replace(declaration, recurrence=recurrence)
+    return None if recurrence is None else JobDeclaration(name=getattr(job, "__name__", ""), recurrence=recurrence)
 
 
 class JobRegistry:
@@ -128,10 +140,15 @@ class JobRegistry:
     def add(self, job: Callable[..., Any], **changes: Any) -> JobRegistration:
         """Register a job, decorated or not; keywords of `durable_job` change what was declared.
 
+        With `cron` or `every` it recurs, as with `recurring_job`, whose other keywords may stand beside them.
+
         Raises:
             JobDefinitionError: it cannot be a job, or its name or type is registered already.
         """
         declaration = declaration_of(job) or JobDeclaration(name=getattr(job, "__name__", ""))
+        if "cron" in changes or "every" in changes:
+            told = {name: changes.pop(name) for name in Recurrence.__struct_fields__ if name in changes}
+            changes["recurrence"] = checked(f"job {declaration.name!r}", Recurrence(**told))
         if "retry_behavior" in changes:
             changes["retry_behavior"] = _retry_behavior(changes["retry_behavior"])
         try:
@@ -193,17 +210,32 @@ def _register(declaration: JobDeclaration, job: Callable[..., Any]) -> JobRegist
     )
     args_parameter, takes_context = _parameters(declaration.name, execute, is_method=is_method)
     args_type = _annotated_type(declaration.name, execute, args_parameter) if args_parameter else None
+    codec = PayloadCodec(declaration.name, args_type, takes_args=args_parameter is not None)
     return JobRegistration(
         name=declaration.name,
         job=job,
-        codec=PayloadCodec(declaration.name, args_type, takes_args=args_parameter is not None),
+        codec=codec,
         takes_args=args_parameter is not None,
         takes_context=takes_context,
         max_attempts=declaration.max_attempts,
         retry_behavior=declaration.retry_behavior,
         retry_initial_delay=timedelta(seconds=declaration.retry_initial_delay_seconds),
         timeout_seconds=declaration.timeout_seconds,
+        is_async=inspect.iscoroutinefunction(execute),
+        constructor=parameters_of(job, f"job {declaration.name!r}") if inspect.isclass(job) else (),
+        recurrence=declaration.recurrence,
+        recurring_payload=_recurring_payload(declaration, codec),
     )
+
+
+def _recurring_payload(declaration: JobDeclaration, codec: PayloadCodec) -> str | None:
+    """Nobody is there to hand arguments to a slot: they are declared, and checked now."""
+    if declaration.recurrence is None:
+        return None
+    try:
+        return codec.encode(declaration.recurrence.args, RECURRING_PAYLOAD_BYTES_MAX)
+    except PayloadError as error:
+        raise JobDefinitionError(f"args= of the recurring job {declaration.name!r}: {error}") from None
 
 
 def _execute_of(job: Any) -> Callable[..., Any]:
@@ -214,7 +246,7 @@ def _execute_of(job: Any) -> Callable[..., Any]:
                 f"job class {_place(job)} has no method execute; give it one: "
                 "execute(self, args, context) or execute(self, context)"
             )
-        _refuse_constructor_arguments(job)
+        check_parameters(job, f"job class {_place(job)}")
         return _refuse_generator(job, execute)
     if inspect.isfunction(job):
         return _refuse_generator(job, job)
@@ -226,15 +258,6 @@ def _refuse_generator(job: Any, execute: Callable[..., Any]) -> Callable[..., An
     if inspect.isgeneratorfunction(execute) or inspect.isasyncgenfunction(execute):
         raise JobDefinitionError(f"job {_place(job)} holds a yield, so calling it would do nothing; take it out")
     return execute
-
-
-def _refuse_constructor_arguments(job: type) -> None:
-    try:
-        inspect.signature(job).bind()
-    except TypeError as error:
-        raise JobDefinitionError(f"job class {_place(job)} must be constructible without arguments: {error}") from None
-    except ValueError:  # a class implemented in C may tell no signature
-        return
 
 
 def _parameters(name: str, execute: Callable[..., Any], *, is_method: bool) -> tuple[inspect.Parameter | None, bool]:

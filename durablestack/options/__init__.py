@@ -15,11 +15,13 @@ from .choices import (
     SqliteSynchronous,
     StartMethod,
     StorageProvider,
+    TraceRelation,
 )
 from .databases import ConnectionTarget, parse_connection_string
 from .groups import (
     EventingOptions,
     JobRegistrationOptions,
+    MonitoringOptions,
     MySqlOptions,
     PostgresOptions,
     RecurringOptions,
@@ -41,6 +43,7 @@ __all__ = [
     "ExistingJobBehavior",
     "JobActivation",
     "JobRegistrationOptions",
+    "MonitoringOptions",
     "MySqlOptions",
     "OrphanedJobBehavior",
     "PostgresOptions",
@@ -53,6 +56,7 @@ __all__ = [
     "SqliteSynchronous",
     "StartMethod",
     "StorageProvider",
+    "TraceRelation",
     "default_worker_name",
     "mask_secrets",
     "parse_connection_string",

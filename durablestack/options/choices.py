@@ -55,6 +55,14 @@ class StartMethod(StrEnum):
     SPAWN = "spawn"
 
 
+class TraceRelation(StrEnum):
+    """How the span of an execution refers to the one that enqueued the run, maybe days before: by a link, or as its
+    child."""
+
+    LINK = "link"
+    PARENT = "parent"
+
+
 class CrashedRunPolicy(StrEnum):
     """Whether a run whose child died is recorded as failed at once, or left to the expiry of its lease."""
 

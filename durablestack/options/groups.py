@@ -14,7 +14,7 @@ from msgspec.structs import force_setattr
 from durablestack.errors import OptionsError
 
 from .choices import CatchUpPolicy, ExistingJobBehavior, OrphanedJobBehavior, SqliteSynchronous
-from .kinds import Amount, Count, ResettingCount, ResettingSeconds, Seconds
+from .kinds import Amount, Count, Host, Port, ResettingCount, ResettingSeconds, Seconds
 from .reading import settle
 from .secret import Secret
 
@@ -116,6 +116,21 @@ class JobRegistrationOptions(Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     auto_discover_jobs_from_assembly: bool = True
     """The documents' name; in Python, the jobs of the application's package."""
+
+    def __post_init__(self) -> None:
+        settle(self)
+
+
+class MonitoringOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a supervisor tells of itself over HTTP: whether it lives, whether it is ready, and what it counts."""
+
+    section: ClassVar[str] = "monitoring"
+
+    port: Port | None = None
+    """`None`: no endpoint. 0: any free port, which is logged."""
+    host: Host = "127.0.0.1"
+    backlog_interval_seconds: ResettingSeconds = 15.0
+    """How often due runs are counted while somebody measures."""
 
     def __post_init__(self) -> None:
         settle(self)

@@ -44,14 +44,18 @@ ResettingCount = Annotated[
     int, Meta(ge=1, le=INTEGER_MAX, description=f"a whole number from 1 to {INTEGER_MAX}", extra={"resets": True})
 ]
 ConcurrentRuns = Annotated[int, Meta(ge=1, le=1000, description="a whole number from 1 to 1000")]
+Port = Annotated[int, Meta(ge=0, le=65535, description="a port number from 0 to 65535; 0 means any that is free")]
 
-WorkerName = Annotated[
+Name = Annotated[
     str,
     Meta(
         pattern=r"^(?=.*\S)[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,200}\Z",
         description="text of 1 to 200 characters, none of them a control character",
     ),
 ]
+WorkerName = Name
+ApplicationName = Name
+Host = Annotated[str, Meta(pattern=r"^[^\s/]{1,255}\Z", description="the name or the address of an interface")]
 TablePrefix = Annotated[
     str,
     Meta(

@@ -17,11 +17,12 @@ from msgspec.structs import force_setattr
 
 from durablestack.errors import OptionsError
 
-from .choices import CrashedRunPolicy, JobActivation, StartMethod, StorageProvider
+from .choices import CrashedRunPolicy, JobActivation, StartMethod, StorageProvider, TraceRelation
 from .databases import ConnectionTarget, parse_connection_string
 from .groups import (
     EventingOptions,
     JobRegistrationOptions,
+    MonitoringOptions,
     MySqlOptions,
     PostgresOptions,
     RecurringOptions,
@@ -31,6 +32,7 @@ from .groups import (
 )
 from .kinds import (
     Amount,
+    ApplicationName,
     ConcurrentRuns,
     Count,
     Duration,
@@ -93,6 +95,10 @@ class DurableStackOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     operation_timeout_seconds: PositiveSeconds = 10.0
     """How long one database operation may take."""
 
+    application_name: ApplicationName | None = None
+    """Who declares schedules, so that no other application on the same tables disables them. Default: the names of
+    the application's modules."""
+
     # claiming
     worker_name: WorkerName = field(default_factory=default_worker_name)
     poll_interval_seconds: ResettingSeconds = 5.0
@@ -110,6 +116,7 @@ class DurableStackOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     timeout_seconds: PositiveSeconds | None = None
     """How long a run may take, unless its job says otherwise. `None`: as long as it wants."""
     job_activation: JobActivation = JobActivation.SCOPED_PER_EXECUTION
+    trace_relation: TraceRelation = TraceRelation.LINK
     payload_bytes_max: Count = 1_048_576
     captured_output_bytes_max: Amount = 16_384
     """How much is kept of what a run writes to stdout and stderr."""
@@ -132,6 +139,7 @@ class DurableStackOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     retention: RetentionOptions = field(default_factory=RetentionOptions)
     job_registration: JobRegistrationOptions = field(default_factory=JobRegistrationOptions)
     eventing: EventingOptions = field(default_factory=EventingOptions)
+    monitoring: MonitoringOptions = field(default_factory=MonitoringOptions)
 
     def __post_init__(self) -> None:
         settle(self)

@@ -12,8 +12,10 @@ import pytest
 from parts import leased_run
 
 from durablestack.errors import StoreError, StoreUnavailable
-from durablestack.runs import Run
-from durablestack.stores.contract import Claim, Claimed
+from durablestack.events import EventType
+from durablestack.ids import new_run_id
+from durablestack.runs import Run, RunStatus
+from durablestack.stores.contract import Claim, Claimed, ExpiredRun
 from durablestack.supervisor.claimer import Claimer
 from durablestack.supervisor.leases import LeaseTable
 
@@ -38,6 +40,7 @@ class Backlog:
         self.release_failures: list[Exception] = []
         self.steps: list[tuple[str, object]] = []
         self.claims: list[Claim] = []
+        self.expired: list[ExpiredRun] = []
 
     def claim_due_runs(self, claim: Claim) -> Claimed:
         self.claims.append(claim)
@@ -46,7 +49,7 @@ class Backlog:
             raise failure
         count = min(claim.batch_size, self.runs)
         self.runs -= count
-        return Claimed([leased_run(lease_token=claim.lease_token) for _ in range(count)], [])
+        return Claimed([leased_run(lease_token=claim.lease_token) for _ in range(count)], self.expired)
 
     def release_claim(self, lease_token: UUID) -> set[UUID]:
         self.steps.append(("release", lease_token))
@@ -96,6 +99,7 @@ class Hall:
 
     def __init__(self, store: Backlog, idle: int, **changes: Any) -> None:
         self.store, self.pool, self.leases, self.room = store, Tokens(idle), LeaseTable(), Room()
+        self.told: list[tuple[str, UUID]] = []
         values: dict[str, Any] = {
             "worker_name": "worker-1",
             "job_names": ("job",),
@@ -103,9 +107,14 @@ class Hall:
             "lease_duration": timedelta(seconds=30),
             "poll_interval_seconds": AN_AGE_SECONDS,
             "poll_jitter_ratio": 0.2,
+            "emit": self.emit,
             **changes,
         }
         self.claimer = Claimer(self.store, self.pool, self.leases, self.room, **values)  # type: ignore[arg-type]
+
+    def emit(self, event_type: EventType, run: Run | ExpiredRun | None = None, **_: Any) -> None:
+        assert run is not None
+        self.told.append((event_type, run.id if isinstance(run, Run) else run.run_id))
 
     async def step(self) -> int:
         """Take tokens and claim for them, as `run` does before it rests."""
@@ -167,6 +176,25 @@ async def test_a_claim_that_is_under_way_when_the_claimer_stops_is_handed_out() 
         scope.cancel()
         await hall.claimer._claim_for([0])  # type: ignore[list-item]
     assert len(hall.pool.assigned) == 1
+
+
+async def test_what_is_claimed_is_told_and_so_is_what_had_expired_for_good() -> None:
+    hall = Hall(Backlog(2), idle=2)
+    states = (RunStatus.PENDING, RunStatus.FAILED, RunStatus.CANCELLED)
+    hall.store.expired = [ExpiredRun(new_run_id(), "job", 3, "worker-2", status) for status in states]
+    await hall.step()
+    _, failed, cancelled = hall.store.expired
+    assert hall.told == [
+        ("run_quarantined", failed.run_id),
+        ("job_cancelled", cancelled.run_id),
+        *[("job_claimed", run.id) for _, run in hall.pool.assigned],
+    ]
+
+
+async def test_nothing_is_told_of_a_claim_that_failed() -> None:
+    hall = Hall(Backlog(5, [CUT]), idle=2)
+    await hall.step()
+    assert hall.told == []
 
 
 # --- when

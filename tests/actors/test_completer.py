@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import anyio
@@ -11,6 +12,7 @@ import pytest
 from parts import BOOM, failed, leased_run
 
 from durablestack.errors import StoreError, StoreUnavailable
+from durablestack.events import EventType
 from durablestack.runs import Cancelled, Failed, Outcome, Output, Released, Run, Succeeded
 from durablestack.supervisor.completer import Completer
 from durablestack.supervisor.leases import LeaseTable, boottime
@@ -57,13 +59,17 @@ class Desk:
 
     def __init__(self, store: Recorder, *, room_for: int = 100) -> None:
         self.leases = LeaseTable()
-        self.completer = Completer(store, self.leases, room_for=room_for)  # type: ignore[arg-type]
+        self.told: list[tuple[str, dict[str, Any]]] = []
+        self.completer = Completer(store, self.leases, room_for=room_for, emit=self.emit)  # type: ignore[arg-type]
+
+    def emit(self, event_type: EventType, run: Run | None = None, **fields: Any) -> None:
+        self.told.append((event_type, fields))
 
     def record(self, make: Callable[[Run], Outcome]) -> Outcome:
         run = leased_run()
         self.leases.hold([run.lease], boottime(), LEASE)
         outcome = make(run)
-        self.completer.record(run, outcome)
+        self.completer.record(run, outcome, 1.5)
         return outcome
 
     async def finish(self) -> None:
@@ -179,6 +185,7 @@ async def test_an_outcome_whose_lease_is_no_longer_ours_is_let_go_and_counted_as
     assert store.asked == [[gone, ours]]
     assert desk.leases.held() == []
     assert (desk.completer.counts.refused, desk.completer.counts.succeeded) == (1, 1)
+    assert [event_type for event_type, _ in desk.told] == ["lease_lost", "job_succeeded"]
 
 
 async def test_every_kind_of_outcome_is_counted_as_what_it_is() -> None:
@@ -192,6 +199,26 @@ async def test_every_kind_of_outcome_is_counted_as_what_it_is() -> None:
     counts = desk.completer.counts
     assert (counts.succeeded, counts.failed, counts.retried, counts.cancelled, counts.released) == (1, 1, 1, 1, 1)
     assert counts.refused == 0
+    assert [event_type for event_type, _ in desk.told] == [
+        "job_succeeded",
+        "job_failed",
+        "job_failed",
+        "retry_scheduled",
+        "job_cancelled",
+        "job_released",
+    ]
+    assert {fields["duration_seconds"] for event_type, fields in desk.told if event_type != "retry_scheduled"} == {1.5}
+
+
+async def test_nothing_is_told_of_an_outcome_before_it_is_written() -> None:
+    store = Recorder(StoreUnavailable("away"))
+    desk = Desk(store)
+    desk.record(succeeded)
+    told_when_written: list[object] = []
+    store.on_write = lambda: told_when_written.extend(desk.told)
+    await desk.finish()
+    assert told_when_written == []
+    assert len(desk.told) == 1
 
 
 async def test_there_is_no_room_while_more_is_unwritten_than_may_be_held() -> None:

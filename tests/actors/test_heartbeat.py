@@ -52,7 +52,14 @@ class Ward:
         self.leases = LeaseTable(self.clock)
         self.killed: list[Lease] = []
         self.told: list[tuple[Ending, set[UUID]]] = []
-        self.heartbeat = Heartbeat(self.store, self.leases, self._end_runs, lease_duration=LEASE)
+        self.events: list[str] = []
+        self.heartbeat = Heartbeat(
+            self.store,
+            self.leases,
+            self._end_runs,
+            lease_duration=LEASE,
+            emit=lambda kind, *_, **__: self.events.append(kind),
+        )
         self.heartbeat._loop = AtOnce()  # type: ignore[assignment]
 
     def _end_runs(self, run_ids: Collection[UUID], ending: Ending) -> None:
@@ -207,6 +214,7 @@ def test_with_nothing_held_the_database_is_not_asked(ward: Ward, monkeypatch: py
 
     monkeypatch.setattr(ward.store, "extend_leases", asked)
     ward.beat()
+    assert ward.events == ["worker_heartbeat"], "it lives all the same"
 
 
 @pytest.mark.parametrize("seconds", [1, 3, 10, 30, 3_600])
@@ -231,7 +239,13 @@ async def test_a_living_heartbeat_keeps_leases_alive_and_stops_when_cancelled() 
 
     store.extend_leases = counted  # type: ignore[method-assign]
     killed: list[str] = []
-    heartbeat = Heartbeat(store, leases, lambda ids, ending: killed.append(ending), lease_duration=lease_duration)
+    heartbeat = Heartbeat(
+        store,
+        leases,
+        lambda ids, ending: killed.append(ending),
+        lease_duration=lease_duration,
+        emit=lambda *_, **__: None,
+    )
     lease = claim_one(store, lease_duration)
     leases.hold([lease], leases._clock(), lease_duration)
     leases.executing(lease, lambda: killed.append("killed"))
@@ -247,7 +261,9 @@ async def test_a_living_heartbeat_keeps_leases_alive_and_stops_when_cancelled() 
 async def test_a_heartbeat_that_breaks_ends_the_supervisor_and_not_only_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    heartbeat = Heartbeat(InMemoryStore(), LeaseTable(), lambda ids, ending: None, lease_duration=LEASE)
+    heartbeat = Heartbeat(
+        InMemoryStore(), LeaseTable(), lambda ids, ending: None, lease_duration=LEASE, emit=lambda *_, **__: None
+    )
 
     def broken() -> None:
         raise ZeroDivisionError("a bug")

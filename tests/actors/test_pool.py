@@ -47,7 +47,8 @@ class Parts:
             timeout_seconds=None,
             crashed_run_policy=CrashedRunPolicy.RECORD,
             retry_after=lambda run, asked: None,
-            record=lambda run, outcome: self.recorded.append(outcome),
+            record=lambda run, outcome, seconds: self.recorded.append(outcome),
+            emit=lambda *_, **__: None,
         )
         self.executor = self.pool.executors[0]
 

@@ -66,7 +66,7 @@ def test_an_attribute_that_is_no_stack_is_refused(application: Application, attr
     with pytest.raises(TargetError, match=f"'shop:{attribute}': shop has no DurableStack called '{attribute}'"):
         DurableStack.load([f"shop:{attribute}"])
     with pytest.raises(TargetError):
-        DurableStack.load_jobs([f"shop:{attribute}"])
+        DurableStack.load_application([f"shop:{attribute}"])
 
 
 def test_changes_go_before_the_options_of_the_application(application: Application) -> None:
@@ -86,7 +86,7 @@ def test_changes_reach_an_application_without_a_stack(application: Application) 
 def test_the_jobs_of_all_targets_belong_to_the_application(application: Application) -> None:
     application({"shop.py": STACK, "bills.py": JOB.replace("send", "bill")})
     assert DurableStack.load(["shop:stack", "bills"]).jobs.names == ("bill", "send")
-    assert DurableStack.load_jobs(["shop:stack", "bills"]).names == ("bill", "send")
+    assert DurableStack.load_application(["shop:stack", "bills"]).jobs.names == ("bill", "send")
 
 
 def test_jobs_that_were_given_by_hand_are_the_application_too(application: Application) -> None:
@@ -100,7 +100,7 @@ def test_jobs_that_were_given_by_hand_are_the_application_too(application: Appli
         }
     )
     assert DurableStack.load(["shop"]).jobs.names == ("bill",)
-    assert DurableStack.load_jobs(["shop"]).names == ("bill",)
+    assert DurableStack.load_application(["shop"]).jobs.names == ("bill",)
 
 
 def test_jobs_alone_need_no_options_that_can_be_meant(
@@ -108,7 +108,7 @@ def test_jobs_alone_need_no_options_that_can_be_meant(
 ) -> None:
     application({"shop.py": JOB})
     monkeypatch.setenv("DURABLESTACK__DATABASE_URL", "nonsense://")
-    assert DurableStack.load_jobs(["shop"]).names == ("send",)
+    assert DurableStack.load_application(["shop"]).jobs.names == ("send",)
     with pytest.raises(OptionsError):
         DurableStack.load(["shop"])
 

@@ -4,15 +4,18 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
+from durablestack import DurableStack, DurableStackOptions
 from workers import eventually
 
 ROOT = Path(__file__).parent.parent.parent
@@ -102,3 +105,18 @@ def test_a_run_enqueued_in_a_transaction_that_fails_does_not_exist(tmp_path: Pat
     shown = output_of(tmp_path, "examples.in_your_transaction")
     assert "no second welcome" in shown
     assert "1 run is waiting" in shown
+
+
+def test_an_order_is_booked_exactly_if_its_attempt_succeeds(tmp_path: Path) -> None:
+    stack = DurableStack(options=DurableStackOptions(database_url=f"sqlite:///{tmp_path}/services.db"))
+    with running(tmp_path, "durablestack.supervisor", "examples.services", "--migrate"):
+        ids = [UUID(text) for text in re.findall(r"run (\S+)", output_of(tmp_path, "examples.services"))]
+        booked, refused = (
+            eventually(lambda id=id: run if (run := stack.queries.get_run(id)) and run.status.terminal else None)
+            for id in ids
+        )
+    assert booked.stdout_tail == "to ada@example.com: your order of 40 is booked\n"
+    assert refused.error_message == "that is too much: nothing is booked"
+    stack.close()
+    with closing(sqlite3.connect(tmp_path / "orders.db")) as books:
+        assert books.execute("select run_id, amount from orders").fetchall() == [(str(ids[0]), 40)]

@@ -18,6 +18,7 @@ from durablestack.options import (
     EventingOptions,
     ExistingJobBehavior,
     JobActivation,
+    MonitoringOptions,
     OrphanedJobBehavior,
     PostgresOptions,
     RetentionOptions,
@@ -80,6 +81,7 @@ def test_defaults_of_our_own_options() -> None:
     assert (options.restart_limit, options.restart_period_seconds) == (10, 60.0)
     assert (options.payload_bytes_max, options.captured_output_bytes_max) == (1_048_576, 16_384)
     assert options.operation_timeout_seconds == 10.0
+    assert options.monitoring == MonitoringOptions(port=None, host="127.0.0.1", backlog_interval_seconds=15.0)
 
 
 def test_the_worker_name_falls_back_to_the_machine_and_is_always_a_valid_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +100,7 @@ def test_the_worker_name_falls_back_to_the_machine_and_is_always_a_valid_one(mon
         ("retention.delete_batch_size", -5, 1000),
         ("eventing.ingestion_flush_interval_seconds", -0.5, 5.0),
         ("eventing.max_error_detail_length", 0, 4096),
+        ("monitoring.backlog_interval_seconds", 0, 15.0),
     ],
 )
 def test_zero_or_less_resets_to_the_default_and_warns_once(
@@ -160,6 +163,10 @@ def test_zero_or_less_resets_to_the_default_and_warns_once(
         ({"eventing": {"ingestion_api_base_url": "http://api.example.com"}}, ["ingestion_api_base_url", "https"]),
         ({"eventing": {"ingestion_api_base_url": "http://localhost.example.com"}}, ["ingestion_api_base_url"]),
         ({"eventing": {"ingestion_path": "@example.com/"}}, ["ingestion_path", "'/'"]),
+        ({"monitoring": {"port": 65536}}, ["monitoring.port", "65536", "0 to 65535"]),
+        ({"monitoring": {"port": -1}}, ["monitoring.port", "-1"]),
+        ({"monitoring": {"host": ""}}, ["monitoring.host", "interface"]),
+        ({"monitoring": {"host": "http://localhost"}}, ["monitoring.host", "interface"]),
         ({"retention": 5}, ["retention", "int"]),
     ],
 )

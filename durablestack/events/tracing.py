@@ -1,0 +1,143 @@
+"""Spans round enqueueing and execution, by OpenTelemetry, where the application uses it.
+
+    client --send {job}--> trace_context, stored with the run --> child --process {job}, linked to it
+
+Only the API of OpenTelemetry is used, and only once the application has loaded it: without it nothing happens, and
+without a configured provider close to nothing. Names follow its semantic conventions for messaging.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct
+
+from durablestack.options import TraceRelation
+
+log = logging.getLogger(__name__)
+
+SOURCE = "DurableStack"
+"""The name of the tracer and of the meter, as the documents have it."""
+
+_TRACE_CONTEXT_LENGTH_MAX = 4_096
+_CARRIER = msgspec.json.Decoder(dict[str, str])
+
+
+def loaded() -> bool:
+    """Whether the application has brought OpenTelemetry into this process."""
+    return "opentelemetry.trace" in sys.modules
+
+
+class ExecutionSpan:
+    """The span of one attempt; empty ids where nobody traces."""
+
+    def __init__(self, span: Any = None) -> None:
+        self._span = span
+        context = span.get_span_context() if span is not None else None
+        traced = context is not None and context.is_valid
+        self.trace_id = f"{context.trace_id:032x}" if context is not None and traced else ""
+        self.span_id = f"{context.span_id:016x}" if context is not None and traced else ""
+
+    def failed(self, error_type: str, error_message: str) -> None:
+        if self._span is None:
+            return
+        from opentelemetry.trace import Status, StatusCode
+
+        self._span.set_attribute("error.type", error_type)
+        self._span.set_status(Status(StatusCode.ERROR, error_message))
+
+
+class Execution(Struct, frozen=True, kw_only=True):
+    """What a span says of an attempt."""
+
+    run_id: UUID
+    job_name: str
+    attempt: int
+    worker_name: str
+    trace_context: str | None
+
+
+@contextmanager
+def sending(job_name: str, count: int) -> Iterator[str | None]:
+    """A span round the storing of runs; gives the trace context to be stored with them, None if there is none."""
+    if not loaded():
+        yield None
+        return
+    from opentelemetry import propagate, trace
+
+    attributes: dict[str, Any] = {**_messaging(job_name, "send"), "messaging.batch.message_count": count}
+    tracer = trace.get_tracer(SOURCE)
+    with tracer.start_as_current_span(f"send {job_name}", kind=trace.SpanKind.PRODUCER, attributes=attributes):
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier)
+        text = msgspec.json.encode(carrier).decode() if carrier else None
+        yield text if text is not None and len(text) <= _TRACE_CONTEXT_LENGTH_MAX else None
+
+
+@contextmanager
+def executing(execution: Execution, relation: TraceRelation) -> Iterator[ExecutionSpan]:
+    """A span round the execution of an attempt, linked to whoever enqueued the run, or as its child."""
+    if not loaded():
+        yield ExecutionSpan()
+        return
+    from opentelemetry import trace
+
+    origin = _extracted(execution.trace_context)
+    origin_span = trace.get_current_span(origin).get_span_context() if origin is not None else None
+    known = origin_span is not None and origin_span.is_valid
+    is_parent = known and relation is TraceRelation.PARENT
+    tracer = trace.get_tracer(SOURCE)
+    with tracer.start_as_current_span(
+        f"process {execution.job_name}",
+        context=origin if is_parent else None,
+        kind=trace.SpanKind.CONSUMER,
+        links=[trace.Link(origin_span)] if origin_span is not None and known and not is_parent else [],
+        attributes={
+            **_messaging(execution.job_name, "process"),
+            "messaging.message.id": str(execution.run_id),
+            "durablestack.job.name": execution.job_name,
+            "durablestack.job.attempt": execution.attempt,
+            "durablestack.worker": execution.worker_name,
+        },
+    ) as span:
+        yield ExecutionSpan(span)
+
+
+def flush(within_seconds: float) -> None:
+    """Let spans leave this process before it ends without ceremony."""
+    if not loaded():
+        return
+    from opentelemetry import trace
+
+    force_flush = getattr(trace.get_tracer_provider(), "force_flush", None)
+    if force_flush is not None:
+        try:
+            force_flush(int(within_seconds * 1000))
+        except Exception as error:  # an exporter is the application's, and whatever it does must not hold us
+            log.debug("spans could not be flushed: %s", error)
+
+
+def _messaging(job_name: str, operation: str) -> Mapping[str, str]:
+    return {
+        "messaging.system": "durablestack",
+        "messaging.operation.type": operation,
+        "messaging.operation.name": operation,
+        "messaging.destination.name": job_name,
+    }
+
+
+def _extracted(trace_context: str | None) -> Any:
+    if trace_context is None:
+        return None
+    from opentelemetry import propagate
+
+    try:
+        return propagate.extract(_CARRIER.decode(trace_context))
+    except msgspec.MsgspecError:  # altered by hand: an execution without its origin is still one
+        return None

@@ -1,0 +1,74 @@
+"""The application inside a child: loaded, made ready for its first run, and let go of in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from durablestack.jobs.scope import ServiceScope, open_services
+from durablestack.options import JobActivation
+from durablestack.stack import DurableStack
+
+from .residue import Residue
+
+Hook = Callable[..., Any]
+
+
+class StartHookFailed(Exception):
+    """A start hook raised. The child does not start; another one may."""
+
+
+class Application:
+    """The jobs that this child can execute, and the services that it makes for them.
+
+    Raises:
+        DurableStackError: the application cannot be loaded, or a service is asked for that there is not.
+        StartHookFailed: a start hook raised.
+    """
+
+    def __init__(self, targets: tuple[str, ...], activation: JobActivation, runner: asyncio.Runner) -> None:
+        loaded = DurableStack.load_application(targets)
+        self.jobs = loaded.jobs
+        self.runner = runner
+        self.residue = Residue(runner)
+        self.container = open_services(loaded.services, loaded.jobs, activation, runner, self.residue.expected)
+        self._stop_hooks = loaded.stop_hooks
+        for hook in loaded.start_hooks:
+            self._start(hook)
+        self.residue.forgive()
+
+    def _start(self, hook: Hook) -> None:
+        try:
+            self._call(hook)
+        except BaseException as error:
+            name = f"{getattr(hook, '__module__', '?')}.{getattr(hook, '__qualname__', hook)}"
+            raise StartHookFailed(f"start hook {name}: {type(error).__name__}: {error}") from error
+
+    def leave(self) -> None:
+        """Call the stop hooks, last first, and end the singletons. Whoever waits for us does not wait for long."""
+        for hook in reversed(self._stop_hooks):
+            _try(partial(self._call, hook))
+        if self.container is not None:
+            _try(self.container.close)
+
+    def _call(self, hook: Hook) -> None:
+        parameters = inspect.signature(hook).parameters.values()
+        takes_services = any(p.default is p.empty and p.kind is not p.VAR_KEYWORD for p in parameters)
+        result = hook(*[ServiceScope(self.container)] if takes_services else [])
+        if inspect.isawaitable(result):
+            self.runner.run(_awaited(result))
+
+
+async def _awaited(result: Any) -> None:
+    await result
+
+
+def _try(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except BaseException:  # the next one has its turn all the same
+        traceback.print_exc()
