@@ -19,6 +19,7 @@ from rich.console import Console
 from durablestack import DurableStack, RunStatus
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from mariadb import provide_mysql
 from servers import Absent, Available, provide_postgres
 
 JOBS = "benchmarks.bench_jobs"
@@ -27,7 +28,7 @@ JOBS = "benchmarks.bench_jobs"
 @contextmanager
 def stores(console: Console) -> Iterator[dict[str, dict[str, Any]]]:
     """Each store that can be had here: its name, and the options that lead to it."""
-    found = provide_postgres()
+    found, found_mysql = provide_postgres(), provide_mysql()
     with tempfile.TemporaryDirectory(prefix="durablestack-bench-") as folder:
         named: dict[str, dict[str, Any]] = {
             "in memory": {"storage_provider": "in_memory"},
@@ -42,11 +43,21 @@ def stores(console: Console) -> Iterator[dict[str, dict[str, Any]]]:
                         console.print(f"PostgreSQL: {setting} = {row[0] if row else '?'}")
             case Absent(reason=reason):
                 console.print(f"not measured: PostgreSQL: {reason}", style="yellow")
+        match found_mysql:
+            case Available(dsn=dsn):
+                named["MySQL"] = {"database_url": dsn}
+                with DurableStack(JOBS, database_url=dsn) as stack:
+                    facts = stack.store.server_facts()
+                settings = ("version", "innodb_flush_log_at_trx_commit", "log_bin", "sync_binlog")
+                console.print("MySQL:", ", ".join(f"{name} = {facts[name]}" for name in settings))
+            case Absent(reason=reason):
+                console.print(f"not measured: MySQL: {reason}", style="yellow")
         try:
             yield named
         finally:
-            if isinstance(found, Available) and found.server is not None:
-                found.server.close()
+            for each in (found, found_mysql):
+                if isinstance(each, Available) and each.server is not None:
+                    each.server.close()
 
 
 @contextmanager

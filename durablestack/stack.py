@@ -64,6 +64,7 @@ class DurableStack:
         self._given_jobs = tuple(jobs)
         self._event_sinks = list(event_sinks)
         self.services = Services() if services is None else services
+        self.supervisor_start_hooks: list[Hook] = []
         self._start_hooks: list[Hook] = []
         self._stop_hooks: list[Hook] = []
         self._loaded_from: DurableStack | None = None
@@ -150,6 +151,14 @@ class DurableStack:
     def event_sinks(self) -> tuple[EventSink, ...]:
         return tuple(self._event_sinks)
 
+    def on_supervisor_start(self, hook: AnyHook) -> AnyHook:
+        """Call `hook`, sync or async, once in the process of each supervisor, before it claims anything.
+
+        The place to configure OpenTelemetry's metrics. What it raises stops the supervisor.
+        """
+        self.supervisor_start_hooks.append(hook)
+        return hook
+
     # --- what happens in children
 
     def on_child_start(self, hook: AnyHook) -> AnyHook:
@@ -186,11 +195,12 @@ class DurableStack:
     # --- from names on a command line
 
     @classmethod
-    def load(cls, targets: Sequence[str], **changes: Any) -> DurableStack:
+    def load(cls, targets: Sequence[str], *, config: str | Path | None = None, **changes: Any) -> DurableStack:
         """The application that `targets` name: modules, packages, or `module:attribute` for a DurableStack.
 
         If one of them holds a DurableStack, that is it, with the jobs of all targets; otherwise one is made.
-        `changes` are options that go before those of the application.
+        `config` names a file of options, in the place of `durablestack.toml`, which goes before those that the
+        application was made with. `changes` are options that go before all others.
 
         Raises:
             TargetError: a target cannot be found or imported, or there are several DurableStacks to choose from.
@@ -203,17 +213,18 @@ class DurableStack:
                 f"{', '.join(targets)} holds {len(found)} DurableStacks; name the one you mean, as module:attribute"
             )
         if not found:
-            return cls(*modules, **changes)
+            return cls(*modules, options=DurableStackOptions.load(file=config, **changes))
         stack = found[0]
         loaded = cls(
             *stack.targets,
             *modules,
-            options=stack.options.replace(**changes) if changes else stack.options,
+            options=stack.options.replace(file=config, **changes) if changes or config else stack.options,
             jobs=stack._given_jobs,
             event_sinks=stack._event_sinks,
             services=stack.services,
         )
         loaded._start_hooks, loaded._stop_hooks = stack._start_hooks, stack._stop_hooks
+        loaded.supervisor_start_hooks = stack.supervisor_start_hooks
         loaded._loaded_from = stack
         return loaded
 

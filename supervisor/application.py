@@ -9,13 +9,27 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from msgspec import Struct
+
+from durablestack.events import tracing
 from durablestack.jobs.scope import ServiceScope, open_services
-from durablestack.options import JobActivation
+from durablestack.options import JobActivation, TraceRelation
 from durablestack.stack import DurableStack
 
 from .residue import Residue
 
 Hook = Callable[..., Any]
+
+
+class ChildSettings(Struct, frozen=True):
+    """What a child is told of the options when it is started."""
+
+    activation: JobActivation = JobActivation.SCOPED_PER_EXECUTION
+    trace_relation: TraceRelation = TraceRelation.LINK
+    worker_name: str = ""
+
+
+_FLUSH_WITHIN_SECONDS = 1.0
 
 
 class StartHookFailed(Exception):
@@ -30,12 +44,13 @@ class Application:
         StartHookFailed: a start hook raised.
     """
 
-    def __init__(self, targets: tuple[str, ...], activation: JobActivation, runner: asyncio.Runner) -> None:
+    def __init__(self, targets: tuple[str, ...], settings: ChildSettings, runner: asyncio.Runner) -> None:
         loaded = DurableStack.load_application(targets)
+        self.settings = settings
         self.jobs = loaded.jobs
         self.runner = runner
         self.residue = Residue(runner)
-        self.container = open_services(loaded.services, loaded.jobs, activation, runner, self.residue.expected)
+        self.container = open_services(loaded.services, loaded.jobs, settings.activation, runner, self.residue.expected)
         self._stop_hooks = loaded.stop_hooks
         for hook in loaded.start_hooks:
             self._start(hook)
@@ -54,6 +69,7 @@ class Application:
             _try(partial(self._call, hook))
         if self.container is not None:
             _try(self.container.close)
+        tracing.flush(_FLUSH_WITHIN_SECONDS)
 
     def _call(self, hook: Hook) -> None:
         parameters = inspect.signature(hook).parameters.values()

@@ -69,6 +69,10 @@ class Bus:
         """How many events each sink missed, because it did not keep up."""
         return {delivery.name: delivery.dropped for delivery in self._deliveries}
 
+    def add(self, sink: EventSink) -> None:
+        """One more sink, before the start."""
+        self._deliveries.append(Delivery(sink, self._shaped, self._closing))
+
     def start(self) -> None:
         for delivery in self._deliveries:
             delivery.start()

@@ -31,14 +31,14 @@ from typing import Any
 from msgspec.structs import replace
 
 from durablestack.errors import DurableStackError, JobDefinitionError, UnknownJob
+from durablestack.events import tracing
 from durablestack.jobs import JobContext
 from durablestack.jobs.context import CancelFlag
 from durablestack.jobs.execution import Returned, execute
-from durablestack.options import JobActivation
 from durablestack.text import ERROR_DETAIL_LENGTH_MAX, ERROR_MESSAGE_LENGTH_MAX, ERROR_TYPE_LENGTH_MAX, clean
 
 from . import wire
-from .application import Application
+from .application import Application, ChildSettings
 
 STACK_SIGNAL = signal.SIGRTMIN + 5 if sys.platform == "linux" else signal.SIGUSR2
 """Makes a child write the Python stack of all its threads to standard error, also while C code holds the GIL."""
@@ -62,7 +62,7 @@ def main(
     stdout: Connection,
     stderr: Connection,
     targets: tuple[str, ...],
-    activation: JobActivation,
+    settings: ChildSettings,
 ) -> None:
     """Where a child process begins. It does not return."""
     os.setsid()
@@ -72,7 +72,7 @@ def main(
     _empty_input()
     _capture_output(stdout, stderr)
     pipe = _ControlPipe(control)
-    application = _load(targets, activation, pipe)
+    application = _load(targets, settings, pipe)
     pipe.send(wire.Ready(os.getpid(), list(application.jobs.names)))
     orders: _Orders = SimpleQueue()
     threading.Thread(target=_listen, args=(pipe, orders), name="durablestack-listener", daemon=True).start()
@@ -152,9 +152,9 @@ class _ControlPipe:
             continue
 
 
-def _load(targets: tuple[str, ...], activation: JobActivation, pipe: _ControlPipe) -> Application:
+def _load(targets: tuple[str, ...], settings: ChildSettings, pipe: _ControlPipe) -> Application:
     try:
-        return Application(targets, activation, asyncio.Runner())
+        return Application(targets, settings, asyncio.Runner())
     except BaseException as error:  # whatever an application does when it is imported, it is told
         detail = "" if isinstance(error, DurableStackError) else traceback.format_exc()
         pipe.send(
@@ -191,8 +191,7 @@ def _sort_orders(pipe: _ControlPipe, orders: _Orders) -> None:
 
 def _serve(orders: _Orders, application: Application, pipe: _ControlPipe) -> None:
     while (taken := orders.get()) is not None:
-        pipe.send(wire.Began(taken[0].number))
-        reply = _perform(*taken, application)
+        reply = _perform_traced(*taken, application, pipe)
         _flush_output()
         # what a job leaves running is ended with us; what it has changed here shall meet no other job
         if application.residue.found:
@@ -200,6 +199,24 @@ def _serve(orders: _Orders, application: Application, pipe: _ControlPipe) -> Non
         pipe.send(reply)
         if reply.retires:
             return
+
+
+def _perform_traced(
+    order: wire.Execute, cancel_flag: CancelFlag, application: Application, pipe: _ControlPipe
+) -> wire.Succeeded | wire.Failed:
+    execution = tracing.Execution(
+        run_id=order.run_id,
+        job_name=order.job_name,
+        attempt=order.attempt,
+        worker_name=application.settings.worker_name,
+        trace_context=order.trace_context,
+    )
+    with tracing.executing(execution, application.settings.trace_relation) as span:
+        pipe.send(wire.Began(order.number, span.trace_id, span.span_id))
+        reply = _perform(order, cancel_flag, application)
+        if isinstance(reply, wire.Failed):
+            span.failed(reply.error_type, reply.error_message)
+    return reply
 
 
 def _perform(order: wire.Execute, cancel_flag: CancelFlag, application: Application) -> wire.Succeeded | wire.Failed:

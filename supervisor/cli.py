@@ -34,6 +34,7 @@ EXIT_UNRECORDED = 4
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("targets", nargs=-1, metavar="TARGET...")
+@click.option("--config", metavar="FILE", help="A .toml or .json file of options, in the place of durablestack.toml.")
 @click.option("--database-url", metavar="URL", help="postgresql://… or sqlite:///…; goes before every other setting.")
 @click.option("--max-concurrent-runs", type=int, metavar="N", help="Child processes, and so runs at once.")
 @click.option("--batch-size", type=int, metavar="N", help="Runs claimed at once, at most.")

@@ -252,6 +252,7 @@ class Executor:
                 run.max_attempts,
                 run.slot or run.scheduled_for,
                 run.payload,
+                run.trace_context,
             )
         )
 

@@ -23,10 +23,11 @@ import anyio
 from anyio import CapacityLimiter, to_thread
 from msgspec import Struct
 
-from durablestack.options import JobActivation, StartMethod
+from durablestack.options import StartMethod
 from durablestack.runs import Output
 
 from . import child, wire
+from .application import ChildSettings
 from .capture import Capture
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Starter:
         self,
         start_method: StartMethod,
         targets: tuple[str, ...],
-        activation: JobActivation = JobActivation.SCOPED_PER_EXECUTION,
+        settings: ChildSettings = ChildSettings(),  # noqa: B008, since it is frozen
         preload: tuple[str, ...] = (),
     ) -> None:
         self.context: Context
@@ -57,7 +58,7 @@ class Starter:
         else:
             self.context = multiprocessing.get_context("forkserver")
         self.targets = targets
-        self.activation = activation
+        self.settings = settings
         self._lane = CapacityLimiter(1)
         self._calls = 0  # under way in threads; written there, under the lock
         if isinstance(self.context, ForkServerContext):
@@ -158,7 +159,7 @@ class ChildProcess:
         stderr, child_stderr = context.Pipe(duplex=False)
         process = context.Process(
             target=child.main,
-            args=(theirs, child_stdout, child_stderr, self._starter.targets, self._starter.activation),
+            args=(theirs, child_stdout, child_stderr, self._starter.targets, self._starter.settings),
             name=self._name,
         )
         try:

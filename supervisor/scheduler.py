@@ -98,7 +98,7 @@ class Scheduler:
                 self._answered()
             except StoreError as error:
                 self._failed(error)
-            with anyio.move_on_after(rest_seconds):
+            with anyio.move_on_after(min(rest_seconds, SEEN_EVERY.total_seconds())):
                 await self._woken.wait()
 
     async def _materialize_due(self) -> float:

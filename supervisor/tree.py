@@ -10,6 +10,7 @@ Shutdown order is indentation. What is nested deeper stops earlier:
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import time
 from collections.abc import Iterator
@@ -21,11 +22,13 @@ from anyio import to_thread
 from anyio.abc import TaskStatus
 
 from durablestack.errors import DurableStackError, JobDefinitionError
+from durablestack.events import tracing
 from durablestack.options import DurableStackOptions
 from durablestack.runs import Run
 from durablestack.scheduling.retry import RetryPolicy
 from durablestack.stack import DurableStack
 
+from .application import ChildSettings
 from .backlog import BacklogWatch
 from .bus import Bus
 from .claimer import Claimer
@@ -42,6 +45,7 @@ from .restarts import Restarts
 from .scheduler import Scheduler
 from .sweeper import Sweeper
 from .tally import RunTally
+from .telemetry import TelemetrySink
 from .verdict import Ending
 
 log = logging.getLogger(__name__)
@@ -92,7 +96,7 @@ class Supervisor:
         self._starter = Starter(
             options.start_method,
             stack.child_targets,
-            options.job_activation,
+            ChildSettings(options.job_activation, options.trace_relation, options.worker_name),
             preload=("durablestack.jobs.container",) if stack.services else (),
         )
         self.pool = Pool(
@@ -183,6 +187,7 @@ class Supervisor:
             async with self.endpoint.listening() if self.endpoint is not None else nullcontext():
                 await self._check_start()
                 self._tell_start()
+                await self._begin_to_measure()
                 self.bus.start()
                 self.started.set()
                 task_status.started()
@@ -204,6 +209,15 @@ class Supervisor:
         if self.stack.options.auto_migrate:
             await ask_store(self._store.migrate)
         await ask_store(self._store.verify_schema)
+
+    async def _begin_to_measure(self) -> None:
+        for hook in self.stack.supervisor_start_hooks:
+            result = hook()
+            if inspect.isawaitable(result):
+                await result
+        if tracing.loaded():
+            self.bus.add(TelemetrySink(self))
+            self._monitored = True
 
     def _tell_start(self) -> None:
         options, target = self.stack.options, self.stack.options.connection_target()
@@ -268,7 +282,7 @@ class Supervisor:
 
     async def _let_children_leave(self) -> None:
         """Only where they have something to end; the others are gone at once."""
-        if self.stack.ends_in_children and not self._stop_now_asked.is_set():
+        if (self.stack.ends_in_children or tracing.loaded()) and not self._stop_now_asked.is_set():
             with anyio.move_on_after(_CHILDREN_LEAVE_WITHIN_SECONDS):
                 await self.pool.leave()
 

@@ -49,6 +49,7 @@ class Execute(Struct, frozen=True, tag="execute"):
     max_attempts: int
     scheduled_for: datetime
     payload: str | None
+    trace_context: str | None = None
 
 
 class Cancel(Struct, frozen=True, tag="cancel"):
@@ -74,9 +75,11 @@ class Ready(Struct, frozen=True, tag="ready"):
 
 
 class Began(Struct, frozen=True, tag="began"):
-    """From here on the attempt counts: the job's code may have run."""
+    """From here on the attempt counts: the job's code may have run. Ids of the trace, if there is one."""
 
     number: int
+    trace_id: Annotated[str, Meta(max_length=32)] = ""
+    span_id: Annotated[str, Meta(max_length=16)] = ""
 
 
 class Succeeded(Struct, frozen=True, tag="succeeded"):

@@ -1,5 +1,6 @@
 """Jobs that recur, for tests with real supervisors. Each writes down the slot that it was told."""
 
+import time
 from datetime import timedelta
 
 from chaos_jobs import note
@@ -14,6 +15,7 @@ def note_slot(context: JobContext) -> None:
 @recurring_job("* * * * * *")
 def every_second(context: JobContext) -> None:
     note_slot(context)
+    time.sleep(0.3)  # so that a supervisor may be killed meanwhile
 
 
 @durable_job(name="every-second-overlapping", max_attempts=20)

@@ -27,6 +27,7 @@ class Application:
     def __init__(self) -> None:
         self.given_targets: list[str] = []
         self.database_url: str | None = None
+        self.config: str | None = None
 
     @property
     def targets(self) -> list[str]:
@@ -44,7 +45,7 @@ class Application:
         if "" not in sys.path and os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
         changes = {} if self.database_url is None else {"database_url": self.database_url}
-        return DurableStack.load(self.targets, **changes)
+        return DurableStack.load(self.targets, config=self.config, **changes)
 
     @contextmanager
     def database(self) -> Iterator[DurableStack]:
@@ -96,7 +97,7 @@ def missing_file(target: ConnectionTarget | None) -> Path | None:
 
 
 def shared_options(command: _Command) -> _Command:
-    """`--app` and `--database-url`, before or after the name of a command."""
+    """`--app`, `--config` and `--database-url`, before or after the name of a command."""
     app = click.option(
         "-a",
         "--app",
@@ -106,6 +107,13 @@ def shared_options(command: _Command) -> _Command:
         callback=_keep_targets,
         help=f"Module, package or module:attribute with the jobs; may be repeated. Or {TARGETS_VARIABLE}=a,b.",
     )
+    config = click.option(
+        "--config",
+        metavar="FILE",
+        expose_value=False,
+        callback=_keep_config,
+        help="A .toml or .json file of options, in the place of durablestack.toml.",
+    )
     database_url = click.option(
         "--database-url",
         metavar="URL",
@@ -113,11 +121,16 @@ def shared_options(command: _Command) -> _Command:
         callback=_keep_database_url,
         help="postgresql://… or sqlite:///…; goes before every other setting.",
     )
-    return app(database_url(command))
+    return app(config(database_url(command)))
 
 
 def _keep_targets(context: click.Context, _: click.Parameter, targets: tuple[str, ...]) -> None:
     context.find_object(Application).given_targets.extend(targets)  # type: ignore[union-attr]
+
+
+def _keep_config(context: click.Context, _: click.Parameter, config: str | None) -> None:
+    if config is not None:
+        context.find_object(Application).config = config  # type: ignore[union-attr]
 
 
 def _keep_database_url(context: click.Context, _: click.Parameter, url: str | None) -> None:

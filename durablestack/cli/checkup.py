@@ -133,6 +133,10 @@ def server_findings(provider: StorageProvider, facts: Mapping[str, str]) -> Iter
     match provider:
         case StorageProvider.POSTGRES:
             yield from _postgres(facts)
+        case StorageProvider.MY_SQL:
+            yield from _mysql(facts)
+        case StorageProvider.SQL_SERVER:
+            yield from _sqlserver(facts)
         case StorageProvider.SQLITE:
             yield from _sqlite(facts)
 
@@ -153,6 +157,48 @@ def _postgres(facts: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding(Level.ADVICE, "durability", f"{name} is off: {unsafe[name]}")
     if not off:
         yield Finding(Level.OK, "durability", "what is committed survives a crash (fsync, synchronous_commit)")
+
+
+def _mysql(facts: Mapping[str, str]) -> Iterator[Finding]:
+    version, isolation = facts["version"], facts["transaction_isolation"]
+    kind = "MariaDB" if "mariadb" in version.lower() else "MySQL"
+    # which versions are too old, each connection finds out for itself
+    yield Finding(Level.OK, "server", f"{kind} {version}, transactions are {isolation}")
+    if facts["read_only"].upper() not in ("0", "OFF"):
+        yield Finding(Level.PROBLEM, "server", "read_only is on: this is a replica, and runs have to be written")
+    if facts["log_bin"] != "0" and facts["binlog_format"] == "STATEMENT":
+        text = "binlog_format is STATEMENT, with which nothing can be written at READ-COMMITTED; use ROW or MIXED"
+        yield Finding(Level.PROBLEM, "server", text)
+    lazy = []
+    if facts["innodb_flush_log_at_trx_commit"] != "1":
+        lazy.append(("innodb_flush_log_at_trx_commit", "a crash of the server's machine may lose the last commits"))
+    if facts["log_bin"] != "0" and facts["sync_binlog"] != "1":
+        lazy.append(("sync_binlog", "after a crash of its machine, replicas may have other runs than the server"))
+    for name, text in lazy:
+        yield Finding(Level.ADVICE, "durability", f"{name} is {facts[name]} rather than 1: {text}")
+    if not lazy:
+        yield Finding(
+            Level.OK, "durability", "what is committed survives a crash (innodb_flush_log_at_trx_commit, sync_binlog)"
+        )
+
+
+def _sqlserver(facts: Mapping[str, str]) -> Iterator[Finding]:
+    yield Finding(
+        Level.OK,
+        "server",
+        f"SQL Server {facts['version']}, {facts['edition']}, compatibility level {facts['compatibility_level']}",
+    )
+    if facts["read_committed_snapshot"] == "0":
+        yield Finding(
+            Level.ADVICE,
+            "server",
+            "read_committed_snapshot is off: who lists runs waits for who writes them; switch it on for the database",
+        )
+    if facts["delayed_durability"] == "DISABLED":
+        yield Finding(Level.OK, "durability", "what is committed survives a crash (delayed_durability is disabled)")
+    else:
+        text = f"delayed_durability is {facts['delayed_durability']}: a crash of the server may lose the last commits"
+        yield Finding(Level.ADVICE, "durability", text)
 
 
 def _sqlite(facts: Mapping[str, str]) -> Iterator[Finding]:

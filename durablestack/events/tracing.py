@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -69,35 +69,51 @@ def sending(job_name: str, count: int) -> Iterator[str | None]:
     if not loaded():
         yield None
         return
-    from opentelemetry import propagate, trace
+    from opentelemetry import trace
 
     attributes: dict[str, Any] = {**_messaging(job_name, "send"), "messaging.batch.message_count": count}
     tracer = trace.get_tracer(SOURCE)
     with tracer.start_as_current_span(f"send {job_name}", kind=trace.SpanKind.PRODUCER, attributes=attributes):
-        carrier: dict[str, str] = {}
-        propagate.inject(carrier)
-        text = msgspec.json.encode(carrier).decode() if carrier else None
-        yield text if text is not None and len(text) <= _TRACE_CONTEXT_LENGTH_MAX else None
+        yield _injected()
 
 
 @contextmanager
 def executing(execution: Execution, relation: TraceRelation) -> Iterator[ExecutionSpan]:
-    """A span round the execution of an attempt, linked to whoever enqueued the run, or as its child."""
+    """A span round the execution of an attempt, linked to whoever enqueued the run, or as its child.
+
+    What a tracer of the application does wrong costs the span, not the run.
+    """
     if not loaded():
         yield ExecutionSpan()
         return
+    span, leave = ExecutionSpan(), None
+    try:
+        current = _current_span(execution, relation)
+        span, leave = ExecutionSpan(current.__enter__()), current.__exit__
+    except Exception:
+        log.warning("no span: run_id=%s", execution.run_id, exc_info=True)
+    try:
+        yield span
+    finally:
+        try:
+            if leave is not None:
+                leave(None, None, None)
+        except Exception:
+            log.warning("the span was not ended: run_id=%s", execution.run_id, exc_info=True)
+
+
+def _current_span(execution: Execution, relation: TraceRelation) -> AbstractContextManager[Any]:
     from opentelemetry import trace
 
     origin = _extracted(execution.trace_context)
-    origin_span = trace.get_current_span(origin).get_span_context() if origin is not None else None
-    known = origin_span is not None and origin_span.is_valid
+    sender = trace.get_current_span(origin).get_span_context() if origin is not None else None
+    known = sender is not None and sender.is_valid
     is_parent = known and relation is TraceRelation.PARENT
-    tracer = trace.get_tracer(SOURCE)
-    with tracer.start_as_current_span(
+    return trace.get_tracer(SOURCE).start_as_current_span(
         f"process {execution.job_name}",
         context=origin if is_parent else None,
         kind=trace.SpanKind.CONSUMER,
-        links=[trace.Link(origin_span)] if origin_span is not None and known and not is_parent else [],
+        links=[trace.Link(sender)] if sender is not None and known and not is_parent else [],
         attributes={
             **_messaging(execution.job_name, "process"),
             "messaging.message.id": str(execution.run_id),
@@ -105,8 +121,7 @@ def executing(execution: Execution, relation: TraceRelation) -> Iterator[Executi
             "durablestack.job.attempt": execution.attempt,
             "durablestack.worker": execution.worker_name,
         },
-    ) as span:
-        yield ExecutionSpan(span)
+    )
 
 
 def flush(within_seconds: float) -> None:
@@ -130,6 +145,15 @@ def _messaging(job_name: str, operation: str) -> Mapping[str, str]:
         "messaging.operation.name": operation,
         "messaging.destination.name": job_name,
     }
+
+
+def _injected() -> str | None:
+    from opentelemetry import propagate
+
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    text = msgspec.json.encode(carrier).decode()
+    return text if carrier and len(text) <= _TRACE_CONTEXT_LENGTH_MAX else None
 
 
 def _extracted(trace_context: str | None) -> Any:

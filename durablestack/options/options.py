@@ -157,6 +157,13 @@ class DurableStackOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         spellings. A source that chooses a database displaces the choice of the sources before it.
         """
         path = Path(file) if file is not None else file_in(Path.cwd())
+        return cls(**functools.reduce(merged, cls._layers(path, environ, keywords)))
+
+    @classmethod
+    def _layers(
+        cls, path: Path | None, environ: Mapping[str, str] | None, keywords: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """The sources, the weakest first; without a file there is no first."""
         layers: list[dict[str, Any]] = []
         if path is not None:
             with naming(str(path)):
@@ -164,8 +171,7 @@ class DurableStackOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         with naming("environment"):
             variables = environment_mapping(os.environ if environ is None else environ)
             layers.append(canonical(cls, variables, lenient=True))
-        layers.append(canonical(cls, keywords))
-        return cls(**functools.reduce(merged, layers))
+        return [*layers, canonical(cls, keywords)]
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
@@ -192,9 +198,15 @@ class DurableStackOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             variables = environment_mapping(os.environ if environ is None else environ)
             return cls(**canonical(cls, variables, lenient=True))
 
-    def replace(self, **keywords: Any) -> Self:
-        """These options with others over them, as `load` puts keywords over a file."""
-        return type(self)(**merged(nested(self), canonical(type(self), keywords)))
+    def replace(self, *, file: str | Path | None = None, **keywords: Any) -> Self:
+        """These options with others over them, as `load` puts keywords over a file.
+
+        With a `file`, what it says goes over these options, then the environment, then `keywords`.
+        """
+        layers = [canonical(type(self), keywords)]
+        if file is not None:
+            layers = self._layers(Path(file), None, keywords)
+        return type(self)(**functools.reduce(merged, [nested(self), *layers]))
 
     @property
     def effective_provider(self) -> StorageProvider:

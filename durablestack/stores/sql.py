@@ -393,7 +393,11 @@ class SqlStore:
 
     def keep_schedules_seen(self, job_names: Collection[str], every: timedelta) -> None:
         with self._connections.transaction() as tx:
-            self._run(tx, "JOBS_SEEN_UPDATE", job_names=sorted(job_names), seconds=every.total_seconds())
+            # in the order of their names, as everyone does, so that no two wait for each other
+            names, seconds = list(job_names), every.total_seconds()
+            unseen = self._fetch(tx, "JOBS_UNSEEN_SELECT_FOR_UPDATE", job_names=names, seconds=seconds)
+            if unseen:
+                self._run(tx, "JOBS_SEEN_UPDATE", job_names=[row[0] for row in unseen])
 
     def materialize_recurring_run(self, job_name: str, next_slot: NextSlot) -> NewRun | None:
         with self._connections.transaction() as tx:

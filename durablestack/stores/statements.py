@@ -350,11 +350,19 @@ set next_run_at_utc = :next_run_at,
 where job_name = :job_name
 """
 
+JOBS_UNSEEN_SELECT_FOR_UPDATE = """
+select job_name
+from {jobs} {lock_hint}
+where job_name {in_job_names}
+  and seen_at_utc <= {now_minus_seconds}
+order by job_name
+{for_update}
+"""
+
 JOBS_SEEN_UPDATE = """
 update {jobs}
 set seen_at_utc = {now}
 where job_name {in_job_names}
-  and seen_at_utc <= {now_minus_seconds}
 """
 
 JOBS_SELECT = f"select {JOB_COLUMNS}\nfrom {{jobs}}\norder by job_name"

@@ -145,7 +145,8 @@ async def test_many_that_say_nothing_keep_nobody_from_asking() -> None:
             idler.close()
 
 
-async def test_who_is_connected_when_it_closes_is_disconnected() -> None:
+async def test_who_is_connected_when_it_closes_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_module, "_CONNECTION_SECONDS_MAX", 300)
     async with listening() as endpoint:
         client = await to_thread.run_sync(connected, endpoint.port, b"GET /")
         with anyio.fail_after(30):

@@ -279,6 +279,17 @@ async def test_that_a_schedule_is_in_our_code_is_said_again_and_again(store: InM
     assert the_schedule(store, "tidy").seen_at == wall.now
 
 
+async def test_it_is_said_often_enough_however_seldom_workers_poll(
+    store: InMemoryStore, wall: Wall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SEEN_EVERY", timedelta(milliseconds=10))
+    async with running(new_scheduler(store, jobs("tidy"), poll_interval_seconds=NEVER_SECONDS)):
+        await eventually(store.list_schedules)
+        for _ in range(3):
+            wall.now += timedelta(minutes=1)
+            await eventually(lambda: the_schedule(store, "tidy").seen_at == wall.now)
+
+
 # --- due slots
 
 

@@ -97,6 +97,16 @@ def on_sqlite(stack: DurableStack, monkeypatch: pytest.MonkeyPatch) -> DurableSt
 
 
 @pytest.fixture
+def on_mysql(mysql_dsn: str, table_prefix: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[DurableStack]:
+    """The same on MySQL or MariaDB, not migrated."""
+    monkeypatch.setenv("DURABLESTACK__DATABASE_URL", mysql_dsn)
+    monkeypatch.setenv("DURABLESTACK__DATABASE_TABLE_PREFIX", table_prefix)
+    monkeypatch.setenv("DURABLESTACK_APP", "cli_jobs")
+    with DurableStack("cli_jobs") as stack:
+        yield stack
+
+
+@pytest.fixture
 def on_postgres(postgres_dsn: str, table_prefix: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[DurableStack]:
     """The same on PostgreSQL, not migrated."""
     monkeypatch.setenv("DURABLESTACK__DATABASE_URL", postgres_dsn)

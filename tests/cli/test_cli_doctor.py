@@ -18,6 +18,23 @@ POSTGRES_FACTS = {
     "full_page_writes": "on",
     "synchronous_commit": "on",
 }
+MYSQL_FACTS = {
+    "version": "10.11.19-MariaDB",
+    "version_comment": "Debian 12",
+    "transaction_isolation": "READ-COMMITTED",
+    "innodb_flush_log_at_trx_commit": "1",
+    "sync_binlog": "1",
+    "log_bin": "1",
+    "binlog_format": "MIXED",
+    "read_only": "0",
+}
+SQLSERVER_FACTS = {
+    "version": "16.0.4165.4",
+    "edition": "Developer Edition (64-bit)",
+    "compatibility_level": "160",
+    "read_committed_snapshot": "1",
+    "delayed_durability": "DISABLED",
+}
 SQLITE_FACTS = {"version": "3.51.3", "journal_mode": "wal", "synchronous": "2"}
 
 
@@ -45,6 +62,17 @@ def test_doctor_examines_postgresql(console, on_postgres: DurableStack, postgres
     found = findings(ended)
     assert found["connection"][1].startswith("postgresql://")
     assert found["server"][1].startswith("PostgreSQL 1")
+    assert found["clock"][0] == found["schema"][0] == "ok"
+
+
+def test_doctor_examines_mysql(console, on_mysql: DurableStack):
+    assert console("doctor").code == 3
+    on_mysql.migrate()
+    ended = console("doctor", "--json")
+    assert ended.code == 0
+    found = findings(ended)
+    assert found["connection"][1].startswith("mysql://")
+    assert "transactions are READ-COMMITTED" in found["server"][1]
     assert found["clock"][0] == found["schema"][0] == "ok"
 
 
@@ -127,6 +155,24 @@ def test_settings_that_lose_commits_are_advised_against():
     assert levels(StorageProvider.POSTGRES, POSTGRES_FACTS) == {Level.OK}
     for setting in ("fsync", "full_page_writes", "synchronous_commit"):
         assert Level.ADVICE in levels(StorageProvider.POSTGRES, {**POSTGRES_FACTS, setting: "off"})
+
+
+def test_what_mysql_would_lose_or_refuse_is_told():
+    assert levels(StorageProvider.MY_SQL, MYSQL_FACTS) == {Level.OK}
+    for setting in ("innodb_flush_log_at_trx_commit", "sync_binlog"):
+        assert levels(StorageProvider.MY_SQL, {**MYSQL_FACTS, setting: "0"}) == {Level.OK, Level.ADVICE}
+    without_log = {**MYSQL_FACTS, "log_bin": "0", "sync_binlog": "0", "binlog_format": "STATEMENT"}
+    assert levels(StorageProvider.MY_SQL, without_log) == {Level.OK}
+    assert Level.PROBLEM in levels(StorageProvider.MY_SQL, {**MYSQL_FACTS, "binlog_format": "STATEMENT"})
+    assert Level.PROBLEM in levels(StorageProvider.MY_SQL, {**MYSQL_FACTS, "read_only": "1"})
+    first, *_ = server_findings(StorageProvider.MY_SQL, {**MYSQL_FACTS, "version": "8.4.3"})
+    assert first.text.startswith("MySQL 8.4.3")
+
+
+def test_what_sql_server_would_lose_or_wait_for_is_told():
+    assert levels(StorageProvider.SQL_SERVER, SQLSERVER_FACTS) == {Level.OK}
+    for setting, value in {"read_committed_snapshot": "0", "delayed_durability": "FORCED"}.items():
+        assert Level.ADVICE in levels(StorageProvider.SQL_SERVER, {**SQLSERVER_FACTS, setting: value})
 
 
 def test_a_postgresql_that_is_too_old_is_a_problem():

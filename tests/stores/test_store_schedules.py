@@ -600,6 +600,27 @@ def test_that_a_schedule_is_in_somebodys_code_is_written_only_when_it_is_news(st
     assert the_schedule(store, "fresh").seen_at >= now
 
 
+def test_all_that_is_done_with_schedules_at_once_gets_along(store: Store) -> None:
+    names = [f"job-{number}" for number in range(30)]
+    for job_name in names:
+        make_schedule(store, job_name, allow_concurrent_runs=True)
+
+    def say(order: int) -> None:
+        for _ in range(25):
+            store.keep_schedules_seen(names[::order], -DAY)
+
+    def work(order: int) -> None:
+        for job_name in names[::order]:
+            alter(store, job_name, payload="1")
+            store.materialize_recurring_run(job_name, catch_up)
+            store.run_schedule_now(job_name)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        futures = [pool.submit(call, order) for call in (say, work, say) for order in (1, -1)]
+        for future in futures:
+            future.result(60)
+
+
 # --- a row that somebody else has locked
 
 

@@ -1,5 +1,6 @@
 """Jobs that recur under real supervisors, one of which is killed again and again: each slot has one run."""
 
+import itertools
 import os
 import random
 import subprocess
@@ -174,7 +175,10 @@ def go_on_and_kill(bench: Bench, seconds: float, **settings: str) -> int:
 
 
 def check_slots(bench: Bench, *, all_of_them: bool) -> dict[str, str]:
-    """None twice, none before its time, each executed; without holes where missed ones are made up for."""
+    """None twice, none before its time, each executed; without holes where missed ones are made up for.
+
+    Runs that may not overlap did not.
+    """
     figures = {}
     for job_name in EVERY_SECOND:
         runs, slots = runs_of(bench, job_name), slots_of(bench, job_name)
@@ -192,6 +196,11 @@ def check_slots(bench: Bench, *, all_of_them: bool) -> dict[str, str]:
         else:
             # a slot is missing because a later one was due already when somebody could look
             assert max(delays) < 2 * SECOND, f"{figures[job_name]}: {max(delays)}"
+    runs = runs_of(bench, "every-second")
+    for earlier, later in itertools.pairwise(runs):
+        assert earlier.completed_at is not None
+        assert later.created_at >= earlier.completed_at
+    figures["begun again"] = f"{sum(run.attempt > 1 for run in runs)} of {len(runs)}"
     return figures
 
 

@@ -16,7 +16,6 @@ from .dialect import Dialect, from_bytes, from_naive_utc, naive_utc
 
 # MariaDB and MySQL have a name each for it, and each refuses the other's
 ISOLATION = "show session variables where variable_name in ('transaction_isolation', 'tx_isolation')"
-_KEY = "force index (primary)"
 
 
 def _to_mysql(value: Any) -> Any:
@@ -31,10 +30,28 @@ def _to_mysql(value: Any) -> Any:
             return value
 
 
-def _by_key(template: str) -> str:
-    """All writes are by key; of a small table the optimizer would rather read all rows, and wait for their locks."""
-    updated = re.sub(r"\Aupdate (\{\w+\})", rf"update \1 {_KEY}", template)
-    return re.sub(r"\Adelete from (\{\w+\})", rf"delete \1\nfrom \1 {_KEY}", updated)
+# All writes are by key. Of a small table the optimizer would rather read all rows, and wait for the locks of others.
+_KEY = "force index (primary)"
+_UPDATES = {
+    name: re.sub(r"\Aupdate (\{\w+\})", rf"update \1 {_KEY}", text.strip())
+    for name, text in TEMPLATES.items()
+    if text.strip().startswith("update ")
+}
+# a delete follows no such order; but rows of a second table are looked up one by one
+_DELETES = {
+    "RUNS_DELETE": """
+delete run
+from {runs} as wanted
+straight_join {runs} as run on run.id = wanted.id
+where wanted.id {in_ids}
+""",
+    "ATTEMPTS_DELETE": """
+delete attempt
+from {runs} as wanted
+straight_join {attempts} as attempt on attempt.run_id = wanted.id
+where wanted.id {in_ids}
+""",
+}
 
 
 MYSQL = Dialect(
@@ -60,7 +77,8 @@ MYSQL = Dialect(
     to_uuid=from_bytes,
     to_datetime=from_naive_utc,
     overrides={
-        **{name: _by_key(text.strip()) for name, text in TEMPLATES.items() if _by_key(text.strip()) != text.strip()},
+        **_UPDATES,
+        **_DELETES,
         # in the order of the index, which holds ended runs too; in that of the ids, all runs would be read
         "RUNS_ACTIVE_SELECT": RUNS_ACTIVE_SELECT.replace("order by id", "order by status, id"),
     },

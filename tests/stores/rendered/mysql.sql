@@ -166,8 +166,7 @@ values (
 )
 
 -- ATTEMPTS_FORGET
-delete `durable_stack_job_run_attempts`
-from `durable_stack_job_run_attempts` force index (primary)
+delete from `durable_stack_job_run_attempts`
 where run_id = %(run_id)s
   and attempt <= %(attempt)s
 
@@ -276,14 +275,16 @@ limit %(limit)s
 for update skip locked
 
 -- ATTEMPTS_DELETE
-delete `durable_stack_job_run_attempts`
-from `durable_stack_job_run_attempts` force index (primary)
-where run_id in %(ids)s
+delete attempt
+from `durable_stack_job_runs` as wanted
+straight_join `durable_stack_job_run_attempts` as attempt on attempt.run_id = wanted.id
+where wanted.id in %(ids)s
 
 -- RUNS_DELETE
-delete `durable_stack_job_runs`
-from `durable_stack_job_runs` force index (primary)
-where id in %(ids)s
+delete run
+from `durable_stack_job_runs` as wanted
+straight_join `durable_stack_job_runs` as run on run.id = wanted.id
+where wanted.id in %(ids)s
 
 -- JOB_INSERT
 insert into `durable_stack_jobs` (
@@ -323,11 +324,18 @@ set next_run_at_utc = %(next_run_at)s,
     error_message = null
 where job_name = %(job_name)s
 
+-- JOBS_UNSEEN_SELECT_FOR_UPDATE
+select job_name
+from `durable_stack_jobs` force index (primary)
+where job_name in %(job_names)s
+  and seen_at_utc <= utc_timestamp(6) - interval %(seconds)s * 1000000 microsecond
+order by job_name
+for update
+
 -- JOBS_SEEN_UPDATE
 update `durable_stack_jobs` force index (primary)
 set seen_at_utc = utc_timestamp(6)
 where job_name in %(job_names)s
-  and seen_at_utc <= utc_timestamp(6) - interval %(seconds)s * 1000000 microsecond
 
 -- JOBS_SELECT
 select job_name, cron_expression, every_seconds, time_zone, enabled, allow_concurrent_runs, payload, max_attempts, next_run_at_utc, last_slot_utc, application, seen_at_utc, orphaned_at_utc, error_message, created_at_utc, updated_at_utc

@@ -320,11 +320,18 @@ set next_run_at_utc = %(next_run_at)s,
     error_message = null
 where job_name = %(job_name)s
 
+-- JOBS_UNSEEN_SELECT_FOR_UPDATE
+select job_name
+from "durable_stack_jobs"
+where job_name = any(%(job_names)s)
+  and seen_at_utc <= (select clock_timestamp()) - make_interval(secs => %(seconds)s)
+order by job_name
+for update
+
 -- JOBS_SEEN_UPDATE
 update "durable_stack_jobs"
 set seen_at_utc = (select clock_timestamp())
 where job_name = any(%(job_names)s)
-  and seen_at_utc <= (select clock_timestamp()) - make_interval(secs => %(seconds)s)
 
 -- JOBS_SELECT
 select job_name, cron_expression, every_seconds, time_zone, enabled, allow_concurrent_runs, payload, max_attempts, next_run_at_utc, last_slot_utc, application, seen_at_utc, orphaned_at_utc, error_message, created_at_utc, updated_at_utc

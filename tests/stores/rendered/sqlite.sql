@@ -315,11 +315,17 @@ set next_run_at_utc = :next_run_at,
     error_message = null
 where job_name = :job_name
 
+-- JOBS_UNSEEN_SELECT_FOR_UPDATE
+select job_name
+from "durable_stack_jobs"
+where job_name in (select value from json_each(:job_names))
+  and seen_at_utc <= strftime('%Y-%m-%d %H:%M:%f000', 'now', -:seconds || ' seconds')
+order by job_name
+
 -- JOBS_SEEN_UPDATE
 update "durable_stack_jobs"
 set seen_at_utc = strftime('%Y-%m-%d %H:%M:%f000', 'now')
 where job_name in (select value from json_each(:job_names))
-  and seen_at_utc <= strftime('%Y-%m-%d %H:%M:%f000', 'now', -:seconds || ' seconds')
 
 -- JOBS_SELECT
 select job_name, cron_expression, every_seconds, time_zone, enabled, allow_concurrent_runs, payload, max_attempts, next_run_at_utc, last_slot_utc, application, seen_at_utc, orphaned_at_utc, error_message, created_at_utc, updated_at_utc

@@ -321,11 +321,17 @@ set next_run_at_utc = %(next_run_at)s,
     error_message = null
 where job_name = %(job_name)s
 
+-- JOBS_UNSEEN_SELECT_FOR_UPDATE
+select job_name
+from [durable_stack_jobs] with (updlock, rowlock)
+where job_name in (select value collate Latin1_General_100_BIN2 from openjson(%(job_names)s))
+  and seen_at_utc <= dateadd(microsecond, -cast(round((%(seconds)s - floor(%(seconds)s)) * 1000000, 0) as int), dateadd(second, -cast(floor(%(seconds)s) as int), cast(sysutcdatetime() as datetime2(6))))
+order by job_name
+
 -- JOBS_SEEN_UPDATE
 update [durable_stack_jobs]
 set seen_at_utc = cast(sysutcdatetime() as datetime2(6))
 where job_name in (select value collate Latin1_General_100_BIN2 from openjson(%(job_names)s))
-  and seen_at_utc <= dateadd(microsecond, -cast(round((%(seconds)s - floor(%(seconds)s)) * 1000000, 0) as int), dateadd(second, -cast(floor(%(seconds)s) as int), cast(sysutcdatetime() as datetime2(6))))
 
 -- JOBS_SELECT
 select job_name, cron_expression, every_seconds, time_zone, enabled, allow_concurrent_runs, payload, max_attempts, next_run_at_utc, last_slot_utc, application, seen_at_utc, orphaned_at_utc, error_message, created_at_utc, updated_at_utc
