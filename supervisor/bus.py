@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Protocol
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from durablestack.events import Event, EventSink, EventType
@@ -18,6 +19,18 @@ from durablestack.runs import Failure, Run
 from durablestack.stores.contract import ExpiredRun
 
 
+class Course(Struct, frozen=True):
+    """What is known of an attempt besides its outcome."""
+
+    duration_seconds: float | None = None
+    """From the order to the child until its reply, or its death."""
+    trace_id: str | None = None
+    span_id: str | None = None
+
+
+NOT_BEGUN = Course()
+
+
 class Emit(Protocol):
     """How the actors tell. Never waits, never raises, from any thread."""
 
@@ -26,7 +39,7 @@ class Emit(Protocol):
         event_type: EventType,
         run: Run | ExpiredRun | None = None,
         *,
-        duration_seconds: float | None = None,
+        course: Course = NOT_BEGUN,
         message: str | None = None,
         failure: Failure | None = None,
         retry_at: datetime | None = None,
@@ -82,7 +95,7 @@ class Bus:
         event_type: EventType,
         run: Run | ExpiredRun | None = None,
         *,
-        duration_seconds: float | None = None,
+        course: Course = NOT_BEGUN,
         message: str | None = None,
         failure: Failure | None = None,
         retry_at: datetime | None = None,
@@ -98,13 +111,15 @@ class Bus:
             job_name=run.job_name if run is not None else None,
             attempt=run.attempt if run is not None else None,
             max_attempts=run.max_attempts if isinstance(run, Run) else None,
-            duration_ms=None if duration_seconds is None else round(duration_seconds * 1000),
+            duration_ms=None if course.duration_seconds is None else round(course.duration_seconds * 1000),
             queue_wait_ms=_waited_ms(run, now) if event_type is EventType.JOB_STARTED else None,
             message=message,
             error_type=failure.error_type if failure is not None else None,
             error_message=failure.error_message if failure is not None else None,
             error_detail=failure.error_detail if failure is not None and self._include_error_detail else None,
             retry_at=retry_at,
+            trace_id=course.trace_id,
+            span_id=course.span_id,
         )
         for delivery in self._deliveries:
             delivery.put(event)

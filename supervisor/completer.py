@@ -23,7 +23,7 @@ from durablestack.runs import CANCELLED_MESSAGE, Cancelled, Failed, Failure, Out
 from durablestack.stores.contract import Store
 from durablestack.text import clean
 
-from .bus import Emit
+from .bus import NOT_BEGUN, Course, Emit
 from .door import ask_store
 from .leases import LeaseTable
 
@@ -56,15 +56,15 @@ class Completer:
         self._room_for = room_for
         self._emit = emit
         # bounded by the claimer, which claims nothing while there is no room
-        self._waiting: list[tuple[Run, Outcome, float | None]] = []
+        self._waiting: list[tuple[Run, Outcome, Course]] = []
         self._more = anyio.Event()
         self._room = anyio.Event()
         self._last = False
 
     # --- told by the pool and asked by the claimer, on the event loop
 
-    def record(self, run: Run, outcome: Outcome, duration_seconds: float | None = None) -> None:
-        self._waiting.append((run, outcome, duration_seconds))
+    def record(self, run: Run, outcome: Outcome, course: Course = NOT_BEGUN) -> None:
+        self._waiting.append((run, outcome, course))
         self._more.set()
 
     def no_more_comes(self) -> None:
@@ -97,8 +97,8 @@ class Completer:
         del self._waiting[: len(batch)]
         self._leases.drop(outcome.lease for _, outcome, _ in batch)
         self._room.set()
-        for run, outcome, duration_seconds in batch:
-            self._tell(run, outcome, duration_seconds, was_recorded=run.id in recorded)
+        for run, outcome, course in batch:
+            self._tell(run, outcome, course, was_recorded=run.id in recorded)
             self.on_recorded(run)
 
     async def _until_written(self, batch: Sequence[Outcome]) -> set[UUID]:
@@ -120,7 +120,7 @@ class Completer:
             await anyio.sleep(backoff_seconds * random.uniform(0.8, 1.2))
             backoff_seconds = min(backoff_seconds * 2, _BACKOFF_SECONDS_MAX)
 
-    def _tell(self, run: Run, outcome: Outcome, seconds: float | None, *, was_recorded: bool) -> None:
+    def _tell(self, run: Run, outcome: Outcome, course: Course, *, was_recorded: bool) -> None:
         names = f"run_id={run.id} job_name={run.job_name} attempt={run.attempt}"
         if not was_recorded:
             self.counts.refused += 1
@@ -128,34 +128,34 @@ class Completer:
             log.error(
                 "outcome not recorded, the lease is no longer ours or the database refuses: %s outcome=%s", names, kind
             )
-            self._emit(
-                EventType.LEASE_LOST, run, duration_seconds=seconds, message=f"its outcome was not recorded: {kind}"
-            )
+            self._emit(EventType.LEASE_LOST, run, course=course, message=f"its outcome was not recorded: {kind}")
             return
         match outcome:
             case Succeeded():
                 self.counts.succeeded += 1
                 log.info("run succeeded: %s", names)
-                self._emit(EventType.JOB_SUCCEEDED, run, duration_seconds=seconds)
+                self._emit(EventType.JOB_SUCCEEDED, run, course=course)
             case Failed(failure=failure, retry_after=None):
                 self.counts.failed += 1
                 log.error("run failed: %s error=%s: %s", names, failure.error_type, failure.error_message)
-                self._emit(EventType.JOB_FAILED, run, duration_seconds=seconds, failure=failure)
+                self._emit(EventType.JOB_FAILED, run, course=course, failure=failure)
             case Failed(failure=failure, retry_after=timedelta() as delay):
                 self.counts.retried += 1
                 what = f"{failure.error_type}: {failure.error_message}"
                 log.warning("attempt failed, retry in %.3g s: %s error=%s", delay.total_seconds(), names, what)
                 retry_at = datetime.now(UTC) + delay
-                self._emit(EventType.JOB_FAILED, run, duration_seconds=seconds, failure=failure, retry_at=retry_at)
-                self._emit(EventType.RETRY_SCHEDULED, run, retry_at=retry_at)
+                self._emit(EventType.JOB_FAILED, run, course=course, failure=failure, retry_at=retry_at)
+                self._emit(
+                    EventType.RETRY_SCHEDULED, run, course=replace(course, duration_seconds=None), retry_at=retry_at
+                )
             case Cancelled():
                 self.counts.cancelled += 1
                 log.info("run cancelled: %s", names)
-                self._emit(EventType.JOB_CANCELLED, run, duration_seconds=seconds, message=CANCELLED_MESSAGE)
+                self._emit(EventType.JOB_CANCELLED, run, course=course, message=CANCELLED_MESSAGE)
             case Released():
                 self.counts.released += 1
                 log.info("run released: %s", names)
-                self._emit(EventType.JOB_RELEASED, run, duration_seconds=seconds)
+                self._emit(EventType.JOB_RELEASED, run, course=course)
 
 
 def _told_with_less(outcome: Outcome, error: StoreError) -> Outcome:

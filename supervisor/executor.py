@@ -20,11 +20,13 @@ from typing import Protocol
 import anyio
 from anyio.abc import TaskGroup
 from msgspec import Struct
+from msgspec.structs import replace
 
 from durablestack.errors import JobDefinitionError, TargetError
 from durablestack.runs import Output, Run
 
 from . import wire
+from .bus import NOT_BEGUN, Course
 from .child import EXIT_REENTERED, STACK_SIGNAL
 from .process import ChildProcess, Death, Starter
 from .restarts import restart_delay_seconds
@@ -61,7 +63,7 @@ class Ended(Struct, frozen=True, kw_only=True, eq=False):
     how: wire.Succeeded | wire.Failed | Death
     ending: Ending | None
     output: Output
-    duration_seconds: float
+    course: Course
     pid: int | None
 
 
@@ -76,7 +78,7 @@ class Slots(Protocol):
     def idle(self, executor: Executor) -> None: ...
     def busy_or_gone(self, executor: Executor) -> None: ...
     def may_begin(self, run: Run, child: ChildProcess) -> bool: ...
-    def began(self, run: Run) -> None: ...
+    def began(self, run: Run, course: Course) -> None: ...
     def ended(self, ended: Ended) -> None: ...
     def never_begun(self, run: Run) -> None: ...
     def may_begin_elsewhere(self, run: Run) -> bool: ...
@@ -99,6 +101,7 @@ class Executor:
         self._order = 0  # number of the order that the child has in hand, if `_delivered`
         self._delivered = False
         self._begun = False
+        self._course = NOT_BEGUN
         self._ending: Ending | None = None
         self._ended = anyio.Event()
         self._retiring = False
@@ -238,7 +241,7 @@ class Executor:
             return
         child.take_output()  # what was written between two runs belongs to neither
         self._order += 1
-        self._delivered, self._begun = True, False
+        self._delivered, self._begun, self._course = True, False, NOT_BEGUN
         self.began_at = anyio.current_time()
         if assignment.timeout_seconds is not None:
             loop = asyncio.get_running_loop()
@@ -273,7 +276,8 @@ class Executor:
                 self._answered.set()
             case wire.Began() if self._delivered and not self._begun and reply.number == self._order:
                 self._begun = True
-                self._slots.began(self._run_in_hand)
+                self._course = Course(None, reply.trace_id or None, reply.span_id or None)
+                self._slots.began(self._run_in_hand, self._course)
             case wire.Succeeded() | wire.Failed() if self._delivered and reply.number == self._order:
                 self._on_result(reply)
             case _:
@@ -310,7 +314,7 @@ class Executor:
             how=how,
             ending=self._ending,
             output=output,
-            duration_seconds=anyio.current_time() - self.began_at,
+            course=replace(self._course, duration_seconds=anyio.current_time() - self.began_at),
             pid=self.pid,
         )
         self.assignment, self._delivered, self._ending = None, False, None

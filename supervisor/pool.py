@@ -20,7 +20,7 @@ from durablestack.options import CrashedRunPolicy
 from durablestack.runs import Outcome, Released, Run
 
 from . import verdict
-from .bus import Emit
+from .bus import NOT_BEGUN, Course, Emit
 from .executor import Assignment, Ended, Executor, Limits
 from .leases import LeaseTable
 from .process import ChildProcess, Death, Starter
@@ -46,7 +46,7 @@ class Pool:
         timeout_seconds: float | None,
         crashed_run_policy: CrashedRunPolicy,
         retry_after: Callable[[Run, float | None], timedelta | None],
-        record: Callable[[Run, Outcome, float | None], None],
+        record: Callable[[Run, Outcome, Course], None],
         emit: Emit,
     ) -> None:
         self.executors = [Executor(number, self, starter, limits) for number in range(size)]
@@ -122,10 +122,10 @@ class Pool:
     def never_begun(self, run: Run) -> None:
         self._tell(run, Released(run.lease), "it had not begun")
 
-    def began(self, run: Run) -> None:
-        self._emit(EventType.JOB_STARTED, run)
+    def began(self, run: Run, course: Course) -> None:
+        self._emit(EventType.JOB_STARTED, run, course=course)
         if run.attempt > 1:
-            self._emit(EventType.JOB_RETRIED, run)
+            self._emit(EventType.JOB_RETRIED, run, course=course)
 
     def ended(self, ended: Ended) -> None:
         run = ended.assignment.run
@@ -151,13 +151,13 @@ class Pool:
                 retry_after=self._retry_after,
             )
         if ending is Ending.LEASE_LOST:
-            self._emit(EventType.LEASE_LOST, run, duration_seconds=ended.duration_seconds)
+            self._emit(EventType.LEASE_LOST, run, course=ended.course)
         elif ending is None and isinstance(ended.how, Death):
             self.child_lost(f"child {ended.pid} died of run {run.id} ({run.job_name}): {ended.how.how}", run)
         why_not = "its lease is lost" if ending is Ending.LEASE_LOST else "its lease is left to expire"
-        self._tell(run, outcome, why_not, ended.duration_seconds)
+        self._tell(run, outcome, why_not, ended.course)
 
-    def _tell(self, run: Run, outcome: Outcome | None, why_not: str, duration_seconds: float | None = None) -> None:
+    def _tell(self, run: Run, outcome: Outcome | None, why_not: str, course: Course = NOT_BEGUN) -> None:
         if outcome is None:
             log.warning(
                 "run abandoned, %s: run_id=%s job_name=%s attempt=%d", why_not, run.id, run.job_name, run.attempt
@@ -165,7 +165,7 @@ class Pool:
             self._leases.drop([run.lease])
         else:
             self._leases.finished(run.lease)
-            self._record(run, outcome, duration_seconds)
+            self._record(run, outcome, course)
         self._check_quiet()
 
     def child_lost(self, why: str, run: Run | None = None) -> None:

@@ -102,9 +102,12 @@ _multiprocessing_lock = threading.Lock()
 
 def end_fork_server() -> None:
     pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
-    if pid is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    if pid is None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # it is dead, and waited for if that can be done
+        forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
 class Death(Struct, frozen=True):

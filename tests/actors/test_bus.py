@@ -16,7 +16,7 @@ from durablestack.ids import new_run_id
 from durablestack.options import DurableStackOptions
 from durablestack.runs import Failure, RunStatus
 from durablestack.stores.contract import ExpiredRun
-from durablestack.supervisor.bus import Bus
+from durablestack.supervisor.bus import Bus, Course
 from listeners import PATIENCE_SECONDS, Hanging, Listener, Raising
 
 MakeBus = Callable[..., Bus]
@@ -56,7 +56,7 @@ def test_every_sink_hears_every_event(bus: MakeBus) -> None:
     sinks = [Listener() for _ in range(5)]
     run = leased_run(attempt=2)
     before = datetime.now(UTC)
-    bus(*sinks).emit(EventType.JOB_SUCCEEDED, run, duration_seconds=0.0125)
+    bus(*sinks).emit(EventType.JOB_SUCCEEDED, run, course=Course(0.0125))
     for sink in sinks:
         (event,) = sink.until_count(1)
         assert (event.event_type, event.event_version, event.worker_name) == ("job_succeeded", 2, "worker-1")

@@ -14,6 +14,7 @@ from parts import BOOM, failed, leased_run
 from durablestack.errors import StoreError, StoreUnavailable
 from durablestack.events import EventType
 from durablestack.runs import Cancelled, Failed, Outcome, Output, Released, Run, Succeeded
+from durablestack.supervisor.bus import Course
 from durablestack.supervisor.completer import Completer
 from durablestack.supervisor.leases import LeaseTable, boottime
 
@@ -69,7 +70,7 @@ class Desk:
         run = leased_run()
         self.leases.hold([run.lease], boottime(), LEASE)
         outcome = make(run)
-        self.completer.record(run, outcome, 1.5)
+        self.completer.record(run, outcome, Course(1.5))
         return outcome
 
     async def finish(self) -> None:
@@ -207,7 +208,9 @@ async def test_every_kind_of_outcome_is_counted_as_what_it_is() -> None:
         "job_cancelled",
         "job_released",
     ]
-    assert {fields["duration_seconds"] for event_type, fields in desk.told if event_type != "retry_scheduled"} == {1.5}
+    assert {
+        fields["course"].duration_seconds for event_type, fields in desk.told if event_type != "retry_scheduled"
+    } == {1.5}
 
 
 async def test_nothing_is_told_of_an_outcome_before_it_is_written() -> None:

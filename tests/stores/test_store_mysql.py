@@ -161,6 +161,20 @@ def replace_place(place: Place, dsn: str) -> Place:
     return Place(place.provider, dsn, place.table_prefix)
 
 
+@on_mysql
+def test_many_rows_go_in_few_statements(store: Store) -> None:
+    ((before,),) = query(
+        store, "select variable_value from information_schema.session_status where variable_name = 'Com_insert'"
+    )
+    runs = [new_run(payload=f"%s {number} 'quoted' {'x' * 1000}") for number in range(1000)]
+    store.enqueue([*runs, runs[0]])
+    ((after,),) = query(
+        store, "select variable_value from information_schema.session_status where variable_name = 'Com_insert'"
+    )
+    assert 1 < int(after) - int(before) < 10
+    assert {run.id: run.payload for run in all_runs(store).values()} == {run.id: run.payload for run in runs}
+
+
 # --- what errors mean
 
 

@@ -21,22 +21,25 @@ class Traces:
 
     def __init__(self, made: Bench, folder: Path) -> None:
         self.bench = made
-        self._folder = folder
+        self.folder = folder
         self.stack = DurableStack("tracing_jobs", options=DurableStackOptions.from_environment(made.settings))
 
     def worker(self, **settings: str) -> Worker:
-        files = {"TRACE_FILE": str(self._folder / "spans"), "METRICS_FILE": str(self._folder / "metrics")}
+        files = {"TRACE_FILE": str(self.folder / "spans"), "METRICS_FILE": str(self.folder / "metrics")}
         return self.bench.worker(settings={**files, **settings}, target="tracing_jobs")
 
     def spans(self, name: str) -> list[Json]:
-        return [span for span in _lines(self._folder / "spans") if span["name"] == name]
+        return [span for span in _lines(self.folder / "spans") if span["name"] == name]
 
     def until_span(self, name: str) -> Json:
         return eventually(lambda: self.spans(name), what=f"span {name}: {self.bench.logs()}")[0]
 
+    def events(self) -> list[Json]:
+        return _lines(self.folder / "events")
+
     def metrics(self) -> dict[str, list[Json]]:
         """The data points of the latest export, by the name of their instrument."""
-        exports = _lines(self._folder / "metrics")
+        exports = _lines(self.folder / "metrics")
         scopes = exports[-1]["resource_metrics"][0]["scope_metrics"] if exports else []
         return {
             metric["name"]: metric["data"]["data_points"]
@@ -146,3 +149,18 @@ def _until_metric(traces: Traces, name: str, right: Callable[[list[Json]], bool]
         lambda: (points := traces.metrics().get(name)) and right(points),
         what=f"{name}: {traces.metrics().get(name)}; {traces.bench.logs()}",
     )
+
+
+def test_events_of_an_attempt_carry_the_ids_of_its_span(traces: Traces) -> None:
+    traces.stack.client.enqueue("fails-traced")
+    traces.worker(EVENTS_FILE=str(traces.folder / "events"))
+    span = traces.until_span("process fails-traced")["context"]
+    told = eventually(
+        lambda: events if "job_failed" in (events := {event["event_type"]: event for event in traces.events()}) else {}
+    )
+    assert told["job_claimed"]["trace_id"] is None
+    for event_type in ("job_started", "job_failed"):
+        assert (f"0x{told[event_type]['trace_id']}", f"0x{told[event_type]['span_id']}") == (
+            span["trace_id"],
+            span["span_id"],
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import ssl
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from durablestack.errors import OptionsError, SchemaError, StoreError, StoreUnavailable
@@ -30,6 +31,9 @@ _FINAL = {
     4025,  # a check constraint, MariaDB
 }
 _LOST = {0, 2006, 2013}
+_INSERT = re.compile(r"(insert into .+?\nvalues )(\(\n.+\n\))(\n.*)", re.DOTALL)
+_INSERT_CHARACTERS = 250_000
+"""After so many a statement is sent; a server takes 4 MB and more (max_allowed_packet)."""
 
 
 class PyMySql:
@@ -90,6 +94,16 @@ class PyMySql:
         # the driver looks at these before each read and write; it has no public way to change them
         connection._read_timeout = connection._write_timeout = seconds
 
+    def execute_many(self, cursor: Any, statement: str, parameters: Sequence[Mapping[str, Any]]) -> None:
+        """The rows of an insert go together. The driver does so too, but only where a row is nothing but parameters."""
+        insert = _INSERT.fullmatch(statement)
+        if insert is None:
+            cursor.executemany(statement, parameters)
+            return
+        head, row, tail = insert.groups()
+        for rows in _bounded(cursor.mogrify(row, each) for each in parameters):
+            cursor.execute(head + ",\n".join(rows) + tail)
+
     def may_be_done(self, error: Exception) -> bool:
         return _number(error) in _LOST
 
@@ -119,6 +133,19 @@ def check_version(place: str, version: str) -> None:
         raise StoreError(
             f"{place}: the server is of version {version}; it takes MySQL 8.0.17 or MariaDB 10.6, or later"
         )
+
+
+def _bounded(rows: Iterable[str]) -> Iterator[list[str]]:
+    together: list[str] = []
+    length = 0
+    for row in rows:
+        if together and length + len(row) > _INSERT_CHARACTERS:
+            yield together
+            together, length = [], 0
+        together.append(row)
+        length += len(row)
+    if together:
+        yield together
 
 
 def _number(error: Exception) -> int:

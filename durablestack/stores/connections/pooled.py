@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
@@ -37,6 +37,9 @@ class Driver(Protocol):
 
     def limit(self, connection: Any, seconds: float) -> None:
         """Give the next statement so long, as far as the module can."""
+
+    def execute_many(self, cursor: Any, statement: str, parameters: Sequence[Mapping[str, Any]]) -> None:
+        """The statement once for each of these."""
 
     def may_be_done(self, error: Exception) -> bool:
         """Whether a commit that ended with this error may have happened all the same."""
@@ -97,7 +100,7 @@ class PooledConnections:
                 return connection.cursor()
 
             try:
-                yield CursorTransaction(new_cursor)
+                yield CursorTransaction(new_cursor, self._driver.execute_many)
             except BaseException:
                 self._give_up(connection)
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -72,6 +73,9 @@ class MssqlPython:
     def limit(self, connection: Any, seconds: float) -> None:
         connection.timeout = max(1, math.ceil(seconds))
 
+    def execute_many(self, cursor: Any, statement: str, parameters: Sequence[Mapping[str, Any]]) -> None:
+        cursor.executemany(statement, parameters)
+
     def may_be_done(self, error: Exception) -> bool:
         return True  # it tells no numbers; and nothing of ours is decided at the commit, but whether it arrives
 
@@ -117,6 +121,9 @@ class Pymssql:
 
     def limit(self, connection: Any, seconds: float) -> None:
         return  # the time that it was connected with holds for each statement
+
+    def execute_many(self, cursor: Any, statement: str, parameters: Sequence[Mapping[str, Any]]) -> None:
+        cursor.executemany(statement, parameters)
 
     def may_be_done(self, error: Exception) -> bool:
         return True  # nothing of ours is decided at the commit, but whether it arrives

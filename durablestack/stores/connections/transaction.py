@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 Row = tuple[Any, ...]
+ExecuteMany = Callable[[Any, str, Sequence[Mapping[str, Any]]], None]
+"""What a cursor's `executemany` does, where that has a better way: cursor, statement, parameters."""
 
 
 class Transaction(Protocol):
@@ -34,8 +36,9 @@ class CursorTransaction:
     before would hand out the rows of the earlier one.
     """
 
-    def __init__(self, new_cursor: Callable[[], Any]) -> None:
+    def __init__(self, new_cursor: Callable[[], Any], execute_many: ExecuteMany | None = None) -> None:
         self._new_cursor = new_cursor
+        self._execute_many = execute_many or (lambda cursor, statement, rows: cursor.executemany(statement, rows))
 
     def fetch(self, statement: str, parameters: Mapping[str, Any]) -> list[Row]:
         cursor = self._new_cursor()
@@ -47,4 +50,4 @@ class CursorTransaction:
 
     def run_many(self, statement: str, parameters: Sequence[Mapping[str, Any]]) -> None:
         if parameters:
-            self._new_cursor().executemany(statement, parameters)
+            self._execute_many(self._new_cursor(), statement, parameters)
