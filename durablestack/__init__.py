@@ -1,5 +1,6 @@
 """Durable background jobs on the database you already have."""
 
+from durablestack.admin import ScheduleAdmin
 from durablestack.client import AsyncDurableStackClient, DurableStackClient
 from durablestack.errors import (
     DurableStackError,
@@ -10,6 +11,8 @@ from durablestack.errors import (
     PayloadError,
     Retry,
     RunCancelled,
+    ScheduleBusy,
+    ScheduleError,
     SchemaError,
     ServiceError,
     StoreError,
@@ -23,6 +26,7 @@ from durablestack.jobs.services import Services
 from durablestack.options import DurableStackOptions
 from durablestack.queries import RunQueries
 from durablestack.runs import Attempt, Run, RunStatus
+from durablestack.schedules import Schedule
 from durablestack.scheduling.retry import RetryBehavior
 from durablestack.stack import DurableStack
 
@@ -52,6 +56,10 @@ __all__ = [
     "RunCancelled",
     "RunQueries",
     "RunStatus",
+    "Schedule",
+    "ScheduleAdmin",
+    "ScheduleBusy",
+    "ScheduleError",
     "SchemaError",
     "ServiceError",
     "Services",

@@ -74,11 +74,16 @@ class DurableStack:
     def jobs(self) -> JobRegistry:
         """The registered jobs. They are looked for when first asked for, so that a module may go on declaring.
 
+        More can be added, by `stack.jobs.add(...)` in a module of the application.
+
         Raises:
             TargetError: a target cannot be imported.
             JobDefinitionError: a job cannot be one, or two have one name.
         """
         registry = JobRegistry(self._given_jobs)
+        if self._loaded_from is not None:
+            for registration in self._loaded_from.jobs:  # as they are, however they were registered
+                registry.take(registration)
         if self.options.job_registration.auto_discover_jobs_from_assembly:
             for job in jobs_in(import_targets(self.targets)):
                 if job not in registry:
@@ -219,7 +224,6 @@ class DurableStack:
             *stack.targets,
             *modules,
             options=stack.options.replace(file=config, **changes) if changes or config else stack.options,
-            jobs=stack._given_jobs,
             event_sinks=stack._event_sinks,
             services=stack.services,
         )

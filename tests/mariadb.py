@@ -54,7 +54,7 @@ MARIADB_SETTINGS = {
 FIRST_STATEMENTS = f"""
 create database if not exists {DATABASE};
 create user if not exists {USER}@'%';
-grant all on *.* to {USER}@'%';
+grant all on *.* to {USER}@'%' with grant option;
 """
 
 

@@ -171,7 +171,8 @@ def _mysql(facts: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding(Level.PROBLEM, "server", text)
     lazy = []
     if facts["innodb_flush_log_at_trx_commit"] != "1":
-        lazy.append(("innodb_flush_log_at_trx_commit", "a crash of the server's machine may lose the last commits"))
+        whose = "the server" if facts["innodb_flush_log_at_trx_commit"] == "0" else "its machine"
+        lazy.append(("innodb_flush_log_at_trx_commit", f"a crash of {whose} may lose the commits of the last second"))
     if facts["log_bin"] != "0" and facts["sync_binlog"] != "1":
         lazy.append(("sync_binlog", "after a crash of its machine, replicas may have other runs than the server"))
     for name, text in lazy:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -64,6 +64,7 @@ class JobContext:
         attempt: number of this attempt, 1 for the first. An attempt that was given back counts again as the same.
         max_attempts: how many attempts there are, this one and the first included.
         scheduled_for: when the run was due: an aware datetime in UTC.
+        started_at: when this attempt began, by the clock of this machine: an aware datetime in UTC.
         services: the services of the application: `context.services.get(Mailer)`.
     """
 
@@ -83,6 +84,7 @@ class JobContext:
         self.attempt = attempt
         self.max_attempts = max_attempts
         self.scheduled_for = scheduled_for
+        self.started_at = datetime.now(UTC)
         self.services = ServiceScope() if container is None else container.scope(self)
         self._cancel_flag = cancel_flag or CancelFlag()
 

@@ -133,7 +133,7 @@ def test_a_missing_table_is_named(place: Place, table: str) -> None:
 
 @on_databases
 def test_columns_that_are_more_than_we_need_are_no_matter(store: Store) -> None:
-    change(store, "alter table {runs} add column later text")
+    change(store, "alter table {runs} add later text")
     store.verify_schema()
     enqueue(store)
     assert len(claim(store)) == 1

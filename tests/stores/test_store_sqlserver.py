@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID
@@ -11,12 +12,8 @@ import pytest
 from durablestack.errors import OptionsError, SchemaError, StoreError, StoreUnavailable
 from durablestack.ids import new_run_id
 from durablestack.options import DurableStackOptions, StorageProvider, parse_connection_string
-from durablestack.stores.connections.sqlserver import (
-    odbc_connection_string,
-    pymssql_keywords,
-    translated_by_number,
-    translated_by_words,
-)
+from durablestack.stores.connections.sqlserver import translated_by_number, translated_by_words
+from durablestack.stores.connections.sqlserver_options import odbc_connection_string, pymssql_keywords
 from durablestack.stores.dialects import SQLSERVER
 from durablestack.stores.providers import open_store
 from servers import free_port
@@ -136,7 +133,7 @@ def test_another_driver_is_refused() -> None:
 def test_a_missing_driver_is_told_with_what_to_install(
     monkeypatch: pytest.MonkeyPatch, module: str, words: str
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, module, None)
+    monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(OptionsError, match=f"pip install '?{words}"):
         open_store(DurableStackOptions(database_url=f"mssql://db/shop?{DRIVERS[module]}"))
 

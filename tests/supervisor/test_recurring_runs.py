@@ -195,7 +195,7 @@ def check_slots(bench: Bench, *, all_of_them: bool) -> dict[str, str]:
             assert missing == 0, f"{figures[job_name]}: {bench.logs()}"
         else:
             # a slot is missing because a later one was due already when somebody could look
-            assert max(delays) < 2 * SECOND, f"{figures[job_name]}: {max(delays)}"
+            assert max(delays) < 3 * SECOND, f"{figures[job_name]}: {max(delays)}"
     runs = runs_of(bench, "every-second")
     for earlier, later in itertools.pairwise(runs):
         assert earlier.completed_at is not None

@@ -30,7 +30,8 @@ _FINAL = {
     3819,  # a check constraint, MySQL
     4025,  # a check constraint, MariaDB
 }
-_LOST = {0, 2006, 2013}
+# a line that is lost, a commit that is interrupted: done or not
+_UNDECIDED = {0, 2006, 2013, 1053, 1317, 1927, 1969, 3024}
 _INSERT = re.compile(r"(insert into .+?\nvalues )(\(\n.+\n\))(\n.*)", re.DOTALL)
 _INSERT_CHARACTERS = 250_000
 """After so many a statement is sent; a server takes 4 MB and more (max_allowed_packet)."""
@@ -105,7 +106,7 @@ class PyMySql:
             cursor.execute(head + ",\n".join(rows) + tail)
 
     def may_be_done(self, error: Exception) -> bool:
-        return _number(error) in _LOST
+        return _number(error) in _UNDECIDED
 
     def translated(self, text: str, error: Exception) -> StoreError:
         number = _number(error)
