@@ -61,7 +61,7 @@ class DurableStack:
     ) -> None:
         self.options = options or DurableStackOptions.load(**keywords)
         self.targets = tuple(dict.fromkeys(targets))
-        self._given_jobs = tuple(jobs)
+        self._given_jobs: list[tuple[Callable[..., Any], dict[str, Any]]] = [(job, {}) for job in jobs]
         self._event_sinks = list(event_sinks)
         self.services = Services() if services is None else services
         self.supervisor_start_hooks: list[Hook] = []
@@ -74,21 +74,27 @@ class DurableStack:
     def jobs(self) -> JobRegistry:
         """The registered jobs. They are looked for when first asked for, so that a module may go on declaring.
 
-        More can be added, by `stack.jobs.add(...)` in a module of the application.
-
         Raises:
             TargetError: a target cannot be imported.
             JobDefinitionError: a job cannot be one, or two have one name.
         """
-        registry = JobRegistry(self._given_jobs)
-        if self._loaded_from is not None:
-            for registration in self._loaded_from.jobs:  # as they are, however they were registered
-                registry.take(registration)
+        registry = JobRegistry()
+        for job, changes in self._given_jobs:
+            registry.add(job, **changes)
         if self.options.job_registration.auto_discover_jobs_from_assembly:
             for job in jobs_in(import_targets(self.targets)):
                 if job not in registry:
                     registry.add(job)
         return registry
+
+    def add_job(self, job: Callable[..., Any], **changes: Any) -> None:
+        """Register a job without decorators, or otherwise than they say: see `JobRegistry.add`.
+
+        Belongs into a module of the application, which supervisors and children import too.
+        """
+        if "jobs" in vars(self):
+            self.jobs.add(job, **changes)
+        self._given_jobs.append((job, changes))
 
     @cached_property
     def store(self) -> Store:
@@ -229,6 +235,7 @@ class DurableStack:
         )
         loaded._start_hooks, loaded._stop_hooks = stack._start_hooks, stack._stop_hooks
         loaded.supervisor_start_hooks = stack.supervisor_start_hooks
+        loaded._given_jobs = stack._given_jobs
         loaded._loaded_from = stack
         return loaded
 

@@ -1,0 +1,237 @@
+"""Each option reaches whoever heeds it. What they then make of it, their own tests tell."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import anyio
+import pytest
+
+from durablestack import DurableStack, Run, RunStatus
+from durablestack.ids import new_run_id
+from durablestack.runs import NewRun
+from durablestack.stores.contract import Claim
+from durablestack.supervisor.embedded import supervise
+from durablestack.supervisor.tree import Supervisor
+from workers import PATIENCE_SECONDS, Bench
+
+pytestmark = pytest.mark.anyio
+
+SEVEN_DAYS_SECONDS = 7 * 24 * 60 * 60
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def new_stack(**options: Any) -> DurableStack:
+    return DurableStack("chaos_jobs", storage_provider="in_memory", **options)
+
+
+async def until(stack: DurableStack, run_id: UUID, status: RunStatus) -> Run:
+    with anyio.fail_after(PATIENCE_SECONDS):
+        while (run := stack.queries.get_run(run_id)) is None or run.status is not status:
+            await anyio.sleep(0.01)
+    return run
+
+
+# --- retries
+
+
+def claimed(stack: DurableStack, job_name: str, attempt: int = 1) -> Run:
+    """A run of at most three attempts, at one of them."""
+    stack.store.enqueue([NewRun(id=new_run_id(), job_name=job_name, max_attempts=3)])
+    for _ in range(attempt):
+        (run,) = stack.store.claim_due_runs(
+            Claim(
+                worker_name="w",
+                lease_token=uuid4(),
+                job_names=[job_name],
+                batch_size=1,
+                lease_duration=timedelta(0),
+            )
+        ).runs
+    return run
+
+
+def delays_seconds(job_name: str, *, draws: int = 1, attempt: int = 1, **options: Any) -> set[float | None]:
+    stack = new_stack(**options)
+    supervisor, run = Supervisor(stack), claimed(stack, job_name, attempt)
+    delays = [supervisor._retry_after(run, None) for _ in range(draws)]
+    return {None if delay is None else delay.total_seconds() for delay in delays}
+
+
+async def test_a_retry_waits_the_delay_of_the_job_and_that_of_the_options_if_it_has_none() -> None:
+    assert delays_seconds("innocent") == {5.0}
+    assert delays_seconds("innocent", retry_delay="00:00:07") == {7.0}
+    assert delays_seconds("raises", retry_delay="00:00:07") == {0.2}, "which the job names itself"
+
+
+async def test_a_retry_waits_no_longer_than_the_options_allow() -> None:
+    assert delays_seconds("asks-for-retry") == {3600.0}
+    assert delays_seconds("asks-for-retry", retry_max_delay="00:10:00") == {600.0}
+    stack = new_stack(retry_max_delay="00:10:00")
+    asked = Supervisor(stack)._retry_after(claimed(stack, "innocent"), 86_400.0)
+    assert asked == timedelta(minutes=10), "whatever the job asks for"
+
+
+async def test_a_retry_has_jitter_if_the_options_say_so_and_as_much() -> None:
+    assert delays_seconds("innocent", draws=50) == {5.0}
+    some = delays_seconds("innocent", draws=200, retry_jitter_enabled=True)
+    more = delays_seconds("innocent", draws=200, retry_jitter_enabled=True, retry_jitter_ratio=1.0)
+    assert all(4.0 <= (delay or 0) <= 6.0 for delay in some)
+    assert len(some) > 100
+    assert min(delay or 0 for delay in more) < 4.0
+    assert max(delay or 0 for delay in more) > 6.0
+
+
+async def test_there_is_a_retry_while_attempts_remain() -> None:
+    assert [delays_seconds("innocent", attempt=attempt) for attempt in (1, 2, 3)] == [{5.0}, {5.0}, {None}]
+
+
+# --- claiming
+
+
+@pytest.fixture
+def rests(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """For how long the claimer would have rested."""
+    asked: list[float] = []
+    move_on_after = anyio.move_on_after
+
+    def at_once(seconds: float) -> AbstractContextManager[object]:
+        asked.append(seconds)
+        return move_on_after(0)
+
+    monkeypatch.setattr("durablestack.supervisor.claimer.anyio.move_on_after", at_once)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("options", "shortest", "longest"),
+    [
+        ({}, 4.0, 6.0),
+        ({"poll_interval_seconds": 10}, 8.0, 12.0),
+        ({"poll_jitter_ratio": 0.5}, 2.5, 7.5),
+        ({"poll_jitter_enabled": False}, 5.0, 5.0),
+        ({"poll_jitter_enabled": False, "poll_interval_seconds": 2}, 2.0, 2.0),
+    ],
+)
+async def test_polls_are_an_interval_apart_more_or_less_by_the_jitter_ratio(
+    rests: list[float], options: dict[str, Any], shortest: float, longest: float
+) -> None:
+    supervisor = Supervisor(new_stack(**options))
+    for _ in range(400):
+        await supervisor.claimer._rest()
+    assert len(rests) == 400
+    assert shortest <= min(rests) <= shortest + 0.1 * (longest - shortest)
+    assert longest - 0.1 * (longest - shortest) <= max(rests) <= longest
+
+
+async def test_a_claim_is_made_in_the_workers_name_for_a_lease_and_for_no_more_than_a_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stack = new_stack(worker_name="orders-api-1", batch_size=2, max_concurrent_runs=3, lease_duration_seconds=45)
+    claims: list[Claim] = []
+    claim_due_runs = stack.store.claim_due_runs
+
+    def noted(claim: Claim) -> Any:
+        claims.append(claim)
+        return claim_due_runs(claim)
+
+    monkeypatch.setattr(stack.store, "claim_due_runs", noted)
+    run_ids = stack.client.enqueue_many("innocent", [None] * 6)
+    async with supervise(stack) as supervisor:
+        for run_id in run_ids:
+            await until(stack, run_id, RunStatus.SUCCEEDED)
+        assert len(supervisor.pool.executors) == 3
+    assert max(claim.batch_size for claim in claims) <= 2
+    assert {(claim.worker_name, claim.lease_duration) for claim in claims} == {("orders-api-1", timedelta(seconds=45))}
+
+
+# --- retention
+
+
+@pytest.mark.parametrize(
+    ("options", "older_than", "batch_size"),
+    [
+        ({}, timedelta(hours=1), 1000),
+        ({"run_retention_seconds": SEVEN_DAYS_SECONDS, "delete_batch_size": 17}, timedelta(days=7), 17),
+    ],
+)
+async def test_runs_are_deleted_as_the_retention_says_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], older_than: timedelta, batch_size: int
+) -> None:
+    stack = new_stack(max_concurrent_runs=1, retention={"sweep_interval_seconds": 0.01, **options})
+    asked: list[tuple[timedelta, int]] = []
+    monkeypatch.setattr(stack.store, "prune_runs", lambda *what: asked.append(what) or 0)
+    async with supervise(stack):
+        with anyio.fail_after(PATIENCE_SECONDS):
+            while len(asked) < 3:
+                await anyio.sleep(0.01)
+    assert set(asked) == {(older_than, batch_size)}
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+async def test_nobody_sweeps_if_retention_is_off(enabled: bool) -> None:
+    async with supervise(new_stack(max_concurrent_runs=1, retention={"enabled": enabled})):
+        names = {task.get_name() for task in asyncio.all_tasks()}
+    assert "claimer" in names
+    assert ("sweeper" in names) is enabled
+
+
+# --- children
+
+
+def test_a_crash_is_left_to_the_lease_if_the_options_say_so(sqlite_bench: Bench) -> None:
+    settings = {"DURABLESTACK__CRASHED_RUN_POLICY": "expire", "DURABLESTACK__LEASE_DURATION_SECONDS": "1"}
+    sqlite_bench.worker(settings=settings)
+    run_id = sqlite_bench.client.enqueue("dies", "sigkill")
+    assert sqlite_bench.until(run_id, RunStatus.FAILED).error_type == "LeaseExpired"
+
+
+def test_output_is_kept_up_to_as_many_bytes_as_the_options_say(sqlite_bench: Bench) -> None:
+    sqlite_bench.worker(settings={"DURABLESTACK__CAPTURED_OUTPUT_BYTES_MAX": "9"})
+    run_id = sqlite_bench.client.enqueue("prints", 1000)
+    kept = sqlite_bench.until(run_id, RunStatus.SUCCEEDED).stdout_tail or ""
+    assert kept.endswith(" end\n")
+    assert len(kept) < 100, "with a line that says how much was not kept"
+
+
+async def test_children_are_restarted_and_given_time_as_the_options_say() -> None:
+    supervisor = Supervisor(
+        new_stack(
+            restart_limit=3,
+            restart_period_seconds=7,
+            startup_timeout_seconds=11,
+            cancel_grace_seconds=5,
+            terminate_grace_seconds=6,
+        )
+    )
+    restarts, limits = supervisor.pool._restarts, supervisor.pool.executors[0]._limits
+    assert (restarts._limit, restarts._period_seconds) == (3, 7)
+    assert limits.startup_timeout_seconds == 11
+    assert (limits.cancel_grace_seconds, limits.terminate_grace_seconds) == (5, 6)
+
+
+async def test_the_endpoint_is_where_the_options_say() -> None:
+    async with supervise(new_stack(max_concurrent_runs=1, monitoring={"port": 0, "host": "localhost"})) as supervisor:
+        assert supervisor.endpoint is not None
+        assert supervisor.endpoint._host == "localhost"
+    assert Supervisor(new_stack()).endpoint is None
+
+
+# --- the database
+
+
+@pytest.mark.parametrize(("synchronous", "pragma"), [("full", "2"), ("normal", "1")])
+def test_sqlite_is_as_synchronous_as_the_options_say(tmp_path: Path, synchronous: str, pragma: str) -> None:
+    options = {"database_url": f"sqlite:///{tmp_path}/runs.db", "sqlite": {"synchronous": synchronous}}
+    with DurableStack(**options) as stack:
+        stack.migrate()
+        assert stack.store.server_facts()["synchronous"] == pragma
