@@ -121,15 +121,22 @@ class SqlStore:
             expired = self._end_expired_leases(tx) if claim.end_expired else []
             due = self._fetch(tx, "RUNS_DUE_SELECT", job_names=list(claim.job_names), limit=claim.batch_size)
             if due:
-                self._run(
-                    tx,
-                    "RUNS_LEASE",
-                    ids=[row[0] for row in due],
-                    worker_name=claim.worker_name,
-                    lease_token=claim.lease_token,
-                    seconds=claim.lease_duration.total_seconds(),
-                )
+                due = self._lease(tx, due, claim)
         return Claimed([self._rows.claimed_run(row, claim) for row in due], expired)
+
+    def _lease(self, tx: Transaction, due: list[tuple[Any, ...]], claim: Claim) -> list[tuple[Any, ...]]:
+        """Lease the runs whose rows we have locked; where the database may think little of locks, those that were."""
+        parameters = {
+            "ids": [row[0] for row in due],
+            "worker_name": claim.worker_name,
+            "lease_token": claim.lease_token,
+            "seconds": claim.lease_duration.total_seconds(),
+        }
+        if not self.dialect.tells_leased:
+            self._run(tx, "RUNS_LEASE", **parameters)
+            return due
+        leased = {self._rows.uuid(row[0]) for row in self._fetch(tx, "RUNS_LEASE", **parameters)}
+        return [row for row in due if self._rows.uuid(row[0]) in leased]
 
     def _end_expired_leases(self, tx: Transaction) -> list[ExpiredRun]:
         rows = self._fetch(tx, "RUNS_EXPIRED_SELECT", limit=EXPIRED_PER_CLAIM_MAX)

@@ -1,4 +1,4 @@
-"""A bench for each test: a database of its own, on SQLite and on PostgreSQL."""
+"""A bench for each test: a database of its own, on SQLite, PostgreSQL and MySQL."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +33,11 @@ def postgres_settings(postgres_dsn: str, table_prefix: str) -> dict[str, str]:
 
 
 @pytest.fixture
+def mysql_settings(mysql_dsn: str, table_prefix: str) -> dict[str, str]:
+    return {**SETTINGS, "DURABLESTACK__DATABASE_URL": mysql_dsn, "DURABLESTACK__DATABASE_TABLE_PREFIX": table_prefix}
+
+
+@pytest.fixture
 def sqlite_bench(tmp_path: Path, sqlite_settings: dict[str, str]) -> Iterator[Bench]:
     with bench(tmp_path, sqlite_settings) as made:
         yield made
@@ -44,7 +49,13 @@ def postgres_bench(tmp_path: Path, postgres_settings: dict[str, str]) -> Iterato
         yield made
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture
+def mysql_bench(tmp_path: Path, mysql_settings: dict[str, str]) -> Iterator[Bench]:
+    with bench(tmp_path, mysql_settings) as made:
+        yield made
+
+
+@pytest.fixture(params=["sqlite", "postgres", "mysql"])
 def any_bench(request: pytest.FixtureRequest) -> Bench:
     made: Bench = request.getfixturevalue(f"{request.param}_bench")
     return made

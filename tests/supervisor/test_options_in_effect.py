@@ -17,6 +17,7 @@ from durablestack.ids import new_run_id
 from durablestack.runs import NewRun
 from durablestack.stores.contract import Claim
 from durablestack.supervisor.embedded import supervise
+from durablestack.supervisor.health import why_not_ready
 from durablestack.supervisor.tree import Supervisor
 from workers import PATIENCE_SECONDS, Bench
 
@@ -39,6 +40,13 @@ async def until(stack: DurableStack, run_id: UUID, status: RunStatus) -> Run:
         while (run := stack.queries.get_run(run_id)) is None or run.status is not status:
             await anyio.sleep(0.01)
     return run
+
+
+async def until_ready(supervisor: Supervisor) -> None:
+    """A supervisor that stops while its children start ends them in ways that they complain about."""
+    with anyio.fail_after(PATIENCE_SECONDS):
+        while why_not_ready(supervisor):
+            await anyio.sleep(0.01)
 
 
 # --- retries
@@ -170,7 +178,8 @@ async def test_runs_are_deleted_as_the_retention_says_again_and_again(
     stack = new_stack(max_concurrent_runs=1, retention={"sweep_interval_seconds": 0.01, **options})
     asked: list[tuple[timedelta, int]] = []
     monkeypatch.setattr(stack.store, "prune_runs", lambda *what: asked.append(what) or 0)
-    async with supervise(stack):
+    async with supervise(stack) as supervisor:
+        await until_ready(supervisor)
         with anyio.fail_after(PATIENCE_SECONDS):
             while len(asked) < 3:
                 await anyio.sleep(0.01)
@@ -179,7 +188,8 @@ async def test_runs_are_deleted_as_the_retention_says_again_and_again(
 
 @pytest.mark.parametrize("enabled", [True, False])
 async def test_nobody_sweeps_if_retention_is_off(enabled: bool) -> None:
-    async with supervise(new_stack(max_concurrent_runs=1, retention={"enabled": enabled})):
+    async with supervise(new_stack(max_concurrent_runs=1, retention={"enabled": enabled})) as supervisor:
+        await until_ready(supervisor)
         names = {task.get_name() for task in asyncio.all_tasks()}
     assert "claimer" in names
     assert ("sweeper" in names) is enabled
@@ -221,8 +231,9 @@ async def test_children_are_restarted_and_given_time_as_the_options_say() -> Non
 
 async def test_the_endpoint_is_where_the_options_say() -> None:
     async with supervise(new_stack(max_concurrent_runs=1, monitoring={"port": 0, "host": "localhost"})) as supervisor:
+        await until_ready(supervisor)
         assert supervisor.endpoint is not None
-        assert supervisor.endpoint._host == "localhost"
+        assert supervisor.endpoint.host == "localhost"
     assert Supervisor(new_stack()).endpoint is None
 
 

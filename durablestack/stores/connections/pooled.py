@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
@@ -22,6 +23,39 @@ _IDLE_SECONDS_MAX = 30.0
 """Servers, proxies and firewalls forget connections; to connect anew costs less than to find out which."""
 
 _FINAL_KINDS = {"ProgrammingError", "DataError", "IntegrityError", "NotSupportedError"}
+
+
+class Turns:
+    """So many at once, and who waits is let in by turns: a semaphore would let in whoever comes at the right moment,
+    again and again, while others wait for all of their time."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._lock = threading.Lock()
+        self._waiting: deque[threading.Event] = deque()
+
+    def take(self, timeout_seconds: float) -> bool:
+        """Wait for a turn; False if none came in time."""
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return True
+            called = threading.Event()
+            self._waiting.append(called)
+        if called.wait(timeout_seconds):
+            return True
+        with self._lock:
+            if called.is_set():  # in the moment in which we gave up
+                return True
+            self._waiting.remove(called)
+        return False
+
+    def give_back(self) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().set()
+            else:
+                self._free += 1
 
 
 class Driver(Protocol):
@@ -57,7 +91,7 @@ class PooledConnections:
         self._begin = begin
         self._connections_max = connections_max
         self._timeout_seconds = timeout_seconds
-        self._permits = threading.BoundedSemaphore(connections_max)
+        self._turns = Turns(connections_max)
         self._lock = threading.Lock()
         self._free: list[tuple[Any, float]] = []  # the last one returned is the first one taken
         self._closed = False
@@ -88,7 +122,7 @@ class PooledConnections:
         """A connection for one operation, of however many statements, within the time for one."""
         give_up_at = time.monotonic() + self._timeout_seconds
         place = self._driver.place
-        if not self._permits.acquire(timeout=self._timeout_seconds):
+        if not self._turns.take(self._timeout_seconds):
             raise StoreUnavailable(
                 f"{place}: all {self._connections_max} connections were busy for {self._timeout_seconds:g} s"
             )
@@ -110,7 +144,7 @@ class PooledConnections:
         except UnicodeEncodeError as error:
             raise StoreError(f"{place}: text that was not cleaned: {error}") from error
         finally:
-            self._permits.release()
+            self._turns.give_back()
 
     def _taken(self) -> Any:
         while True:

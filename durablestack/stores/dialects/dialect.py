@@ -30,6 +30,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
         reserved: names of our columns that are words of its own and have to be quoted.
         parameter: how the driver writes the parameter `{name}`.
         overrides: statements that this database says in its own way, by name.
+        tells_leased: `RUNS_LEASE` returns the ids of what it leased, since that may be less than what was selected.
         facts: queries about its version and settings, for people who look for a fault; the last column is the answer.
         timestamp: the type of a column that holds an instant.
         create_table: begins the creation of a table, unless it is there.
@@ -63,6 +64,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
     migration_unlock: str = ""
     overrides: Mapping[str, str] = {}
     facts: Mapping[str, str] = {}
+    tells_leased: bool = False
 
     def quoted(self, identifier: str) -> str:
         """A name of a table or an index; the prefix in it was checked with the options, and is quoted all the same."""

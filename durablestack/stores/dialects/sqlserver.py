@@ -13,7 +13,7 @@ from uuid import UUID
 
 import msgspec
 
-from ..statements import JOB_INSERT, RUN_INSERT, TEMPLATES
+from ..statements import JOB_INSERT, RUN_INSERT, RUNS_LEASE, TEMPLATES
 from .dialect import Dialect, from_bytes, from_naive_utc, naive_utc
 
 _NOW = "cast(sysutcdatetime() as datetime2(6))"
@@ -91,6 +91,10 @@ SQLSERVER = Dialect(
     to_datetime=from_naive_utc,
     overrides={
         **{name: _with_exact_job_names(text) for name, text in TEMPLATES.items() if "from {runs}" in text},
+        # What is to be leased is asked once more, and told: Babelfish takes the hints of the select, and ignores them.
+        "RUNS_LEASE": RUNS_LEASE.replace("attempt = attempt + 1", "attempt = {runs}.attempt + 1").replace(
+            "where id {in_ids}", "output inserted.id\nwhere id {in_ids}\n  and status = 'pending'"
+        ),
         # No holdlock on the runs: it would lock the end of the table, where all producers insert, until the caller's
         # own transaction ends. Who loses the race for one id is told to come again, and finds it then.
         "RUN_INSERT": _insert_if_absent(RUN_INSERT, "{runs}", "id", "updlock")
@@ -98,6 +102,7 @@ SQLSERVER = Dialect(
         .replace(":requeued_from", "convert(binary(16), :requeued_from)"),
         "JOB_INSERT": _insert_if_absent(JOB_INSERT, "{jobs}", "job_name", "updlock, holdlock"),
     },
+    tells_leased=True,
     facts={
         "version": "select cast(serverproperty('ProductVersion') as nvarchar(128))",
         "edition": "select cast(serverproperty('Edition') as nvarchar(128))",

@@ -47,13 +47,15 @@ offset 0 rows fetch next %(limit)s rows only
 -- RUNS_LEASE
 update [durable_stack_job_runs]
 set status = 'leased',
-    attempt = attempt + 1,
+    attempt = [durable_stack_job_runs].attempt + 1,
     lease_owner = %(worker_name)s,
     lease_token = %(lease_token)s,
     lease_until_utc = dateadd(microsecond, cast(round((%(seconds)s - floor(%(seconds)s)) * 1000000, 0) as int), dateadd(second, cast(floor(%(seconds)s) as int), cast(sysutcdatetime() as datetime2(6)))),
     lease_seconds = %(seconds)s,
     started_at_utc = cast(sysutcdatetime() as datetime2(6))
+output inserted.id
 where id in (select convert(binary(16), value, 2) from openjson(%(ids)s))
+  and status = 'pending'
 
 -- RUNS_OF_CLAIM_SELECT
 select id, attempt, lease_owner
