@@ -21,7 +21,7 @@ import anyio
 from anyio import to_thread
 from anyio.abc import TaskStatus
 
-from durablestack.errors import DurableStackError, JobDefinitionError
+from durablestack.errors import DurableStackError, JobDefinitionError, TargetError
 from durablestack.events import tracing
 from durablestack.options import DurableStackOptions
 from durablestack.runs import Run
@@ -58,6 +58,7 @@ _KILLED_WITHIN_SECONDS = 2.0
 _CHILDREN_LEAVE_WITHIN_SECONDS = 2.0
 _LAST_WRITES_WITHIN_SECONDS = 5.0
 _LAST_EVENTS_WITHIN_SECONDS = 3.0
+_FLUSH_WITHIN_SECONDS = 1.0
 
 
 class OutcomesUnrecorded(DurableStackError):
@@ -212,9 +213,13 @@ class Supervisor:
 
     async def _begin_to_measure(self) -> None:
         for hook in self.stack.supervisor_start_hooks:
-            result = hook()
-            if inspect.isawaitable(result):
-                await result
+            try:
+                result = hook()
+                if inspect.isawaitable(result):
+                    await result
+            except Exception as error:
+                name = f"{getattr(hook, '__module__', '?')}.{getattr(hook, '__qualname__', hook)}"
+                raise TargetError(f"supervisor start hook {name} raised {type(error).__name__}: {error}") from error
         if tracing.loaded():
             self.bus.add(TelemetrySink(self))
             self._monitored = True
@@ -301,6 +306,10 @@ class Supervisor:
     async def _tell_last_events(self) -> None:
         with anyio.CancelScope(shield=True):  # bounded, and in a thread that nobody else can keep from us
             await to_thread.run_sync(self.bus.close, _LAST_EVENTS_WITHIN_SECONDS, limiter=anyio.CapacityLimiter(1))
+            with anyio.move_on_after(2 * _FLUSH_WITHIN_SECONDS):  # an exporter may think little of the time it has
+                await to_thread.run_sync(
+                    tracing.flush, _FLUSH_WITHIN_SECONDS, limiter=anyio.CapacityLimiter(1), abandon_on_cancel=True
+                )
 
     def _close(self) -> None:
         self._starter.unstick()

@@ -68,7 +68,8 @@ stack.add_event_sink(EventsToFile())
 
 @stack.on_supervisor_start
 def begin_to_measure() -> None:
-    reader = PeriodicExportingMetricReader(MetricsToFile(), export_interval_millis=100)
+    interval = 1000 * float(os.environ.get("METRICS_EVERY_SECONDS", "0.1"))
+    reader = PeriodicExportingMetricReader(MetricsToFile(), export_interval_millis=interval)
     metrics.set_meter_provider(MeterProvider([reader]))
 
 

@@ -125,17 +125,18 @@ def _current_span(execution: Execution, relation: TraceRelation) -> AbstractCont
 
 
 def flush(within_seconds: float) -> None:
-    """Let spans leave this process before it ends without ceremony."""
+    """Let spans and measurements leave this process before it ends without ceremony."""
     if not loaded():
         return
-    from opentelemetry import trace
+    from opentelemetry import metrics, trace
 
-    force_flush = getattr(trace.get_tracer_provider(), "force_flush", None)
-    if force_flush is not None:
-        try:
-            force_flush(int(within_seconds * 1000))
-        except Exception as error:  # an exporter is the application's, and whatever it does must not hold us
-            log.debug("spans could not be flushed: %s", error)
+    for provider in (trace.get_tracer_provider(), metrics.get_meter_provider()):
+        force_flush = getattr(provider, "force_flush", None)
+        if force_flush is not None:
+            try:
+                force_flush(int(within_seconds * 1000))
+            except Exception as error:  # an exporter is the application's, and whatever it does must not hold us
+                log.debug("telemetry could not be flushed: %s", error)
 
 
 def _messaging(job_name: str, operation: str) -> Mapping[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -184,3 +184,28 @@ def test_a_hosted_service_that_does_not_answer_keeps_nobody_from_closing(bus: Ma
     told.emit(EventType.JOB_CLAIMED, leased_run())
     told.close(0.1)
     hosted.hold.set()
+
+
+def test_the_hosted_service_is_told_at_each_flush_interval(bus: MakeBus, hosted: Collector) -> None:
+    told = bus(eventing=eventing(hosted, ingestion_flush_interval_seconds=0.05))
+    ended = threading.Event()
+    for count in (1, 2):
+        told.emit(EventType.JOB_CLAIMED, leased_run())
+        for _ in range(3000):
+            if len(hosted.posts) == count:
+                break
+            ended.wait(0.01)
+        assert len(hosted.posts) == count
+
+
+def test_only_the_start_of_an_attempt_tells_how_long_it_waited(bus: MakeBus) -> None:
+    sink = Listener()
+    told, run = bus(sink), leased_run(scheduled_for=datetime.now(UTC) - timedelta(seconds=3))
+    for event_type in EventType:
+        told.emit(event_type, run)
+    told.emit(EventType.JOB_STARTED, leased_run(scheduled_for=datetime.now(UTC) + timedelta(hours=1)))
+    *events, early = sink.until_count(len(EventType) + 1)
+    waited = {event.event_type: event.queue_wait_ms for event in events}
+    assert 3_000 <= (waited.pop(EventType.JOB_STARTED) or 0) < 3_000 + PATIENCE_SECONDS * 1_000
+    assert set(waited.values()) == {None}
+    assert early.queue_wait_ms == 0

@@ -181,6 +181,10 @@ def test_without_a_prefix_the_tables_have_the_names_of_the_documents(place: Plac
     store = Place(place.provider, place.database_url, "").open()
     store.migrate()
     tables = {name for (name,) in query(store, "select name from sqlite_master where type = 'table'")}
-    assert {"durable_stack_job_runs", "durable_stack_schema_migrations"} <= tables
-    assert all(name.startswith("durable_stack_") for name in tables)
+    assert {name.removeprefix("durable_stack_") for name in tables} == {
+        "jobs",
+        "job_runs",
+        "job_run_attempts",
+        "schema_migrations",
+    }
     store.close()

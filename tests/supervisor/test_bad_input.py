@@ -21,6 +21,11 @@ MODULES = {
     "broken": "import does_not_exist_anywhere\n",
     "raises": "raise ValueError('at import')\n",
     "leaves": "import sys; sys.exit(5)\n",
+    "no_such_cron": ("from durablestack import recurring_job\n@recurring_job('0 2 * *')\ndef report() -> None: pass\n"),
+    "no_such_zone": (
+        "from durablestack import recurring_job\n"
+        "@recurring_job('0 2 * * *', time_zone='Central Standard Time')\ndef report() -> None: pass\n"
+    ),
     "fine": "from durablestack import durable_job\n@durable_job\ndef fine() -> None: pass\n",
 }
 
@@ -52,6 +57,8 @@ def supervisor(folder: Path, *arguments: str, **settings: str) -> subprocess.Com
         ("class_without_execute", ["Report", "execute(self, args, context)"]),
         ("two_of_one_name", ["'report'", "two_of_one_name.a", "two_of_one_name.b"]),
         ("no_attempts", ["max_attempts is 0", "1 or more"]),
+        ("no_such_cron", ["'0 2 * *'", "4 fields"]),
+        ("no_such_zone", ["'Central Standard Time'", "America/Chicago"]),
         ("no_jobs", ["no_jobs", "@durable_job"]),
     ],
 )

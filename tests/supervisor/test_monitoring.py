@@ -244,7 +244,8 @@ async def test_a_supervisor_in_an_application_is_asked_in_the_same_way() -> None
 
 
 @pytest.mark.anyio
-async def test_nothing_listens_and_nobody_counts_unless_a_port_is_set() -> None:
+async def test_nothing_listens_and_nobody_counts_unless_a_port_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "opentelemetry.trace", raising=False)  # other tests may have loaded it
     async with supervise(stack()) as supervisor:
         assert supervisor.endpoint is None
         await until(lambda: why_not_ready(supervisor) == [])

@@ -12,10 +12,11 @@ from uuid import UUID, uuid4
 import anyio
 import pytest
 
-from durablestack import DurableStack, Run, RunStatus
+from durablestack import DurableStack, Run, RunStatus, StoreUnavailable
 from durablestack.ids import new_run_id
 from durablestack.runs import NewRun
 from durablestack.stores.contract import Claim
+from durablestack.stores.sql import SqlStore
 from durablestack.supervisor.embedded import supervise
 from durablestack.supervisor.health import why_not_ready
 from durablestack.supervisor.tree import Supervisor
@@ -229,6 +230,12 @@ async def test_children_are_restarted_and_given_time_as_the_options_say() -> Non
     assert (limits.cancel_grace_seconds, limits.terminate_grace_seconds) == (5, 6)
 
 
+@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+async def test_children_are_started_as_the_options_say(start_method: str) -> None:
+    supervisor = Supervisor(new_stack(start_method=start_method))
+    assert supervisor._starter.context.get_start_method() == start_method
+
+
 async def test_the_endpoint_is_where_the_options_say() -> None:
     async with supervise(new_stack(max_concurrent_runs=1, monitoring={"port": 0, "host": "localhost"})) as supervisor:
         await until_ready(supervisor)
@@ -246,3 +253,13 @@ def test_sqlite_is_as_synchronous_as_the_options_say(tmp_path: Path, synchronous
     with DurableStack(**options) as stack:
         stack.migrate()
         assert stack.store.server_facts()["synchronous"] == pragma
+
+
+def test_a_database_that_does_not_answer_is_given_up_when_the_options_say(tmp_path: Path) -> None:
+    options = {"database_url": f"sqlite:///{tmp_path}/runs.db", "operation_timeout_seconds": 0.05}
+    with DurableStack(**options) as stack:
+        stack.migrate()
+        assert isinstance(stack.store, SqlStore)
+        transaction = stack.store._connections.transaction()
+        with transaction, pytest.raises(StoreUnavailable, match=r"was busy for 0\.05 s"):
+            stack.store.count_runs()

@@ -127,6 +127,15 @@ def test_spans_of_each_child_arrive_even_if_it_leaves_at_once(traces: Traces) ->
     assert len(traces.spans("process traced")) == 1
 
 
+def test_measurements_leave_before_the_supervisor_does(traces: Traces) -> None:
+    traces.stack.client.enqueue("traced")
+    worker = traces.worker(METRICS_EVERY_SECONDS="3600")
+    eventually(lambda: "run succeeded" in worker.log())
+    worker.terminate()
+    assert worker.exit_code() == 0
+    assert [point["value"] for point in traces.metrics()["durablestack.runs.succeeded"]] == [1]
+
+
 def test_the_supervisor_counts_and_measures(traces: Traces) -> None:
     for _ in range(3):
         traces.stack.client.enqueue("traced")

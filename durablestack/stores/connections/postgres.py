@@ -168,6 +168,7 @@ _NPGSQL = {
     "rootcertificate": "sslrootcert",
     "sslcertificate": "sslcert",
 }
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _IGNORED = {
     "commandtimeout",
     "connectionidlelifetime",
@@ -208,7 +209,18 @@ def _postgres_conninfo(target: ConnectionTarget, timeout_seconds: float) -> str:
     }
     given = {name: value for name, value in named.items() if value is not None}
     parameters = {_NPGSQL.get(name, name): value for name, value in target.parameters.items() if name not in _IGNORED}
+    if "sslmode" in parameters:
+        parameters["sslmode"] = _ssl_mode(target, parameters["sslmode"])
     try:
         return make_conninfo("", **{**given, **parameters})
     except Exception as error:  # the text may quote the string, which holds the password
         raise OptionsError(f"{target.describe()}: {redact(str(error))}") from None
+
+
+def _ssl_mode(target: ConnectionTarget, written: str) -> str:
+    """libpq's word for it: `VerifyFull` is `verify-full` there."""
+    simple = written.lower().replace("-", "").replace("_", "")
+    for mode in _SSL_MODES:
+        if mode.replace("-", "") == simple:
+            return mode
+    raise OptionsError(f"{target.describe()}: sslmode = {written!r} is none of {', '.join(_SSL_MODES)}")
