@@ -15,7 +15,8 @@ TAKE_MAX = 1_000
 class RunQueries:
     """Reads; nothing here changes a run. `take` is how many runs at most, 1 to 1,000.
 
-    All methods raise StoreUnavailable when the database does not answer.
+    All methods raise StoreUnavailable when the database does not answer, and StoreError when `take` or a status cannot
+    be meant.
     """
 
     def __init__(self, store: Store) -> None:
@@ -51,7 +52,7 @@ class RunQueries:
 
     def count_due(self, job_names: Collection[str], count_max: int = 10_000) -> int:
         """How many runs of these jobs are due now; counting ends at `count_max`."""
-        return self._store.count_due(job_names, count_max)
+        return self._store.measure_backlog(job_names, count_max).due
 
 
 def _checked(take: int) -> int:

@@ -1,10 +1,10 @@
 """The nouns that everyone shares: a run, the lease on it, and how an attempt at it ended.
 
-pending --claim--> leased --mark_succeeded--> succeeded
-   ^  |              | | \\--mark_failed------> failed
-   |  |              | \\---mark_cancelled----> cancelled
-   |  +--cancel------|------------------------> cancelled
-   +-----------------+  retry, release, lease expiry
+pending --claim--> leased --record--> succeeded | failed | cancelled
+   ^  |              |
+   |  +--cancel------|--------------> cancelled
+   +-----------------+--expiry------> failed at the last attempt, cancelled if somebody asked for it
+      retry, release, expiry
 """
 
 from __future__ import annotations

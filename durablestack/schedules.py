@@ -55,8 +55,8 @@ class Schedule(Struct, frozen=True, kw_only=True):
 class Slot(Struct, frozen=True):
     """An instant at which a schedule is to have a run, and the one after it.
 
-    `slot` None: nothing is due any more, and only `next_run_at` is to be set right.
+    `at` None: nothing is due any more, and only `next_run_at` is to be set right.
     """
 
-    slot: datetime | None
+    at: datetime | None
     next_run_at: datetime

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
@@ -22,10 +23,12 @@ from durablestack.queries import RunQueries
 from durablestack.stores.contract import Store
 from durablestack.stores.providers import open_store
 
+log = logging.getLogger(__name__)
+
 APPLICATION_NAME_LENGTH_MAX = 200
 
 Hook = Callable[..., Any]
-"""Called in a child. Takes nothing, or the services."""
+"""Sync or async. In a child it takes nothing, or the services; in a supervisor, nothing."""
 
 AnyHook = TypeVar("AnyHook", bound=Hook)
 
@@ -69,6 +72,7 @@ class DurableStack:
         self._stop_hooks: list[Hook] = []
         self._loaded_from: DurableStack | None = None
         self._wakers: list[Callable[[], None]] = []
+        self._warned_of_memory = False
 
     @cached_property
     def jobs(self) -> JobRegistry:
@@ -200,6 +204,12 @@ class DurableStack:
         self._wakers.remove(wake)
 
     def _wake(self) -> None:
+        if not self._wakers and not self.store.durable and not self._warned_of_memory:
+            self._warned_of_memory = True
+            log.warning(
+                "no database is named: what was enqueued is kept in the memory of this process, where no supervisor "
+                "runs; name a database in database_url, or run one here with supervise()"
+            )
         for wake in list(self._wakers):
             wake()
 

@@ -13,12 +13,13 @@ from msgspec import Struct
 
 from durablestack.events import tracing
 from durablestack.jobs.scope import ServiceScope, open_services
+from durablestack.jobs.services import shown
 from durablestack.options import JobActivation, TraceRelation
-from durablestack.stack import DurableStack
+from durablestack.stack import DurableStack, Hook
 
 from .residue import Residue
 
-Hook = Callable[..., Any]
+_FLUSH_WITHIN_SECONDS = 1.0
 
 
 class ChildSettings(Struct, frozen=True):
@@ -27,9 +28,6 @@ class ChildSettings(Struct, frozen=True):
     activation: JobActivation = JobActivation.SCOPED_PER_EXECUTION
     trace_relation: TraceRelation = TraceRelation.LINK
     worker_name: str = ""
-
-
-_FLUSH_WITHIN_SECONDS = 1.0
 
 
 class StartHookFailed(Exception):
@@ -60,8 +58,7 @@ class Application:
         try:
             self._call(hook)
         except BaseException as error:
-            name = f"{getattr(hook, '__module__', '?')}.{getattr(hook, '__qualname__', hook)}"
-            raise StartHookFailed(f"start hook {name}: {type(error).__name__}: {error}") from error
+            raise StartHookFailed(f"start hook {shown(hook)}: {type(error).__name__}: {error}") from error
 
     def leave(self) -> None:
         """Call the stop hooks, last first, and end the singletons. Whoever waits for us does not wait for long."""

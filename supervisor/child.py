@@ -1,7 +1,7 @@
 """The child process: takes one run at a time from the pipe and executes it.
 
-    main thread       orders.get() --> execute the job --> reply
-    listener thread   reads the pipe: Execute goes into orders, Cancel sets the flag of the run;
+    main thread       orders.get() --> Began, execute the job, reply; until Stop
+    listener thread   reads the pipe: Execute and Stop go into orders, Cancel sets the flag of the run;
                       when the pipe closes the supervisor is gone, and with it the right to go on
 
 The child leads its own session, so that a signal to its group reaches what its jobs started, and nothing else.
@@ -73,7 +73,7 @@ def main(
     _capture_output(stdout, stderr)
     pipe = _ControlPipe(control)
     application = _load(targets, settings, pipe)
-    pipe.send(wire.Ready(os.getpid(), list(application.jobs.names)))
+    pipe.send(wire.Ready(list(application.jobs.names)))
     orders: _Orders = SimpleQueue()
     threading.Thread(target=_listen, args=(pipe, orders), name="durablestack-listener", daemon=True).start()
     _serve(orders, application, pipe)

@@ -13,6 +13,7 @@ import rich_click as click
 from rich.console import Console
 
 from durablestack.errors import DurableStackError, StoreError
+from durablestack.jobs.discovery import look_in_current_folder
 from durablestack.options import redact
 from durablestack.stack import DurableStack
 
@@ -70,8 +71,7 @@ def _supervise(targets: tuple[str, ...], changes: dict[str, Any], *, plain: bool
     live = console.is_terminal and not console.is_dumb_terminal and not plain and "NO_COLOR" not in os.environ
     calm = logging.WARNING if live else logging.INFO  # the status tells of what goes well
     log_thread = _log_to(console, live=live, level=logging.DEBUG if verbose else calm)
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    look_in_current_folder()
     if (port := changes.pop("monitoring_port", None)) is not None:
         changes["monitoring"] = {"port": port}
     systemd = Systemd.take_from(os.environ)
@@ -113,6 +113,7 @@ def _log_to(console: Console, *, live: bool, level: int) -> LogThread:
     handler.setFormatter(logging.Formatter("%(message)s" if live else "%(asctime)s %(levelname)-7s %(message)s"))
     for noisy in ("asyncio", "psycopg", "psycopg.pool"):  # their news reach us as errors, once
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.getLogger("durablestack.events").setLevel(logging.INFO)  # who asked for them wants to see them
     return LogThread(handler, level)
 
 

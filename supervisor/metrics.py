@@ -82,7 +82,7 @@ class Metrics(Collector):
         yield _gauge("runs_in_flight", "Runs in the hands of children", len(pool.busy))
         yield _gauge("outcomes_unrecorded", "Attempts that have ended and are not yet recorded", unrecorded)
         if backlog is not None:
-            age = backlog.oldest_due_for.total_seconds() if backlog.oldest_due_for is not None else 0.0
+            age = backlog.oldest_due_age_seconds
             yield _gauge("due_runs", f"Due runs of this worker's jobs, counted up to {DUE_COUNT_MAX}", backlog.due)
             yield _gauge("oldest_due_age_seconds", "For how long the first of them has been due; 0 if none is", age)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
-from datetime import timedelta
 from uuid import UUID
 
 import anyio
@@ -25,7 +24,7 @@ from .executor import Assignment, Ended, Executor, Limits
 from .leases import LeaseTable
 from .process import ChildProcess, Death, Starter
 from .restarts import Restarts
-from .verdict import Ending
+from .verdict import Ending, RetryAfter
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ class Pool:
         *,
         timeout_seconds: float | None,
         crashed_run_policy: CrashedRunPolicy,
-        retry_after: Callable[[Run, float | None], timedelta | None],
+        retry_after: RetryAfter,
         record: Callable[[Run, Outcome, Course], None],
         emit: Emit,
     ) -> None:
@@ -131,25 +130,15 @@ class Pool:
         run = ended.assignment.run
         self._unbegun.pop(run.id, None)
         ending = Ending.LEASE_LOST if self._leases.is_lost(run.lease) else ended.ending
-        if isinstance(ended.how, Death):
-            outcome = verdict.of_death(
-                run,
-                ended.how,
-                ending,
-                timeout_seconds=ended.assignment.timeout_seconds,
-                output=ended.output,
-                retry_after=self._retry_after,
-                crashed_run_policy=self._crashed_run_policy,
-            )
-        else:
-            outcome = verdict.of_reply(
-                run,
-                ended.how,
-                ending,
-                timeout_seconds=ended.assignment.timeout_seconds,
-                output=ended.output,
-                retry_after=self._retry_after,
-            )
+        outcome = verdict.of(
+            run,
+            ended.how,
+            ending,
+            timeout_seconds=ended.assignment.timeout_seconds,
+            output=ended.output,
+            retry_after=self._retry_after,
+            crashed_run_policy=self._crashed_run_policy,
+        )
         if ending is Ending.LEASE_LOST:
             self._emit(EventType.LEASE_LOST, run, course=ended.course)
         elif ending is None and isinstance(ended.how, Death):

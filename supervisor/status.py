@@ -69,8 +69,8 @@ def _headline(supervisor: Supervisor) -> Text:
         text.append("   children die too often", style="bold red")
     if supervisor.stopping:
         text.append("\n stopping", style="bold")
-        if supervisor.drained_until is not None and (busy := len(supervisor.pool.busy)):
-            seconds_left = max(0.0, supervisor.drained_until - anyio.current_time())
+        if supervisor.drain.until is not None and (busy := len(supervisor.pool.busy)):
+            seconds_left = max(0.0, supervisor.drain.until - anyio.current_time())
             text.append(f": {busy} runs may still finish, for {seconds_left:.0f} s; a second signal stops at once")
     return text
 

@@ -26,9 +26,11 @@ _MORE_TIME_SECONDS = 30
 
 
 class Systemd:
-    """Args:
-    address: of the socket, as `NOTIFY_SOCKET` has it.
-    watchdog_seconds: how long systemd goes without a word from us; None if it does not care.
+    """See the module.
+
+    Args:
+        address: of the socket, as `NOTIFY_SOCKET` has it.
+        watchdog_seconds: how long systemd goes without a word from us; None if it does not care.
     """
 
     def __init__(self, address: str, watchdog_seconds: float | None) -> None:

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from durablestack.events import Event, EventType
 from durablestack.events.tracing import SOURCE
+from durablestack.stores.contract import Backlog
+
+from .backlog import DUE_COUNT_MAX
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, Observation
@@ -63,17 +66,28 @@ def _observe(meter: Any, supervisor: Supervisor) -> None:
     meter.create_observable_counter(
         "durablestack.leases.extended", [_observed(lambda: supervisor.heartbeat.extensions)], "1", "Leases extended"
     )
-    gauges: dict[str, tuple[Callable[[], float | None], str, str]] = {
-        "durablestack.runs.in_flight": (lambda: len(supervisor.pool.busy), "1", "Runs in the hands of children"),
-        "durablestack.runs.due": (lambda: _due(supervisor), "1", "Due runs of this worker's jobs, up to 10,000"),
-        "durablestack.runs.oldest_due_age": (
-            lambda: _oldest_due_age_seconds(supervisor),
-            "s",
-            "For how long the first of them has been due",
-        ),
-    }
-    for name, (look, unit, text) in gauges.items():
-        meter.create_observable_gauge(name, [_observed(look)], unit, text)
+    meter.create_observable_gauge(
+        "durablestack.runs.in_flight",
+        [_observed(lambda: len(supervisor.pool.busy))],
+        "1",
+        "Runs in the hands of children",
+    )
+    meter.create_observable_gauge(
+        "durablestack.runs.due",
+        [_observed(_of_backlog(supervisor, lambda backlog: backlog.due))],
+        "1",
+        f"Due runs of this worker's jobs, up to {DUE_COUNT_MAX:,}",
+    )
+    meter.create_observable_gauge(
+        "durablestack.runs.oldest_due_age",
+        [_observed(_of_backlog(supervisor, lambda backlog: backlog.oldest_due_age_seconds))],
+        "s",
+        "For how long the first of them has been due",
+    )
+
+
+def _of_backlog(supervisor: Supervisor, look: Callable[[Backlog], float]) -> Callable[[], float | None]:
+    return lambda: None if (latest := supervisor.backlog.latest) is None else look(latest)
 
 
 def _observed(look: Callable[[], float | None]) -> Callable[[CallbackOptions], Iterable[Observation]]:
@@ -84,15 +98,3 @@ def _observed(look: Callable[[], float | None]) -> Callable[[CallbackOptions], I
         return [] if value is None else [Observation(value)]
 
     return observe
-
-
-def _due(supervisor: Supervisor) -> float | None:
-    backlog = supervisor.backlog.latest
-    return None if backlog is None else backlog.due
-
-
-def _oldest_due_age_seconds(supervisor: Supervisor) -> float | None:
-    backlog = supervisor.backlog.latest
-    if backlog is None:
-        return None
-    return 0.0 if backlog.oldest_due_for is None else backlog.oldest_due_for.total_seconds()

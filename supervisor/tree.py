@@ -4,7 +4,9 @@ Shutdown order is indentation. What is nested deeper stops earlier:
 
     records     heartbeat, completer      stop last, when nothing is left to keep or to write
       work      the executors             stop once they are drained, or made to
-        intake  claimer, scheduler        stop first; so does the sweeper, which needs nobody
+        intake  claimer, scheduler        stop first; so do the sweeper and the backlog watch, which need nobody
+
+Around all of it: the endpoint, which answers from the start to the end, and the bus, which tells of the end too.
 """
 
 from __future__ import annotations
@@ -23,9 +25,8 @@ from anyio.abc import TaskStatus
 
 from durablestack.errors import DurableStackError, JobDefinitionError, TargetError
 from durablestack.events import tracing
+from durablestack.jobs.services import shown
 from durablestack.options import DurableStackOptions
-from durablestack.runs import Run
-from durablestack.scheduling.retry import RetryPolicy
 from durablestack.stack import DurableStack
 
 from .application import ChildSettings
@@ -34,6 +35,7 @@ from .bus import Bus
 from .claimer import Claimer
 from .completer import Completer
 from .door import ask_store
+from .drain import Drain
 from .endpoint import Endpoint
 from .executor import Limits
 from .heartbeat import Heartbeat, attempt_timeout_seconds
@@ -42,20 +44,18 @@ from .monitoring import answers
 from .pool import Pool
 from .process import Starter
 from .restarts import Restarts
+from .retries import Retries
 from .scheduler import Scheduler
 from .sweeper import Sweeper
 from .tally import RunTally
 from .telemetry import TelemetrySink
-from .verdict import Ending
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 2
-"""For the claimer and the completer. The heartbeat has one of its own; scheduler and sweeper share one; children
-have none."""
+"""For the claimer and the completer. The heartbeat has one of its own; scheduler, sweeper and backlog watch share one;
+children have none."""
 
-_KILLED_WITHIN_SECONDS = 2.0
-_CHILDREN_LEAVE_WITHIN_SECONDS = 2.0
 _LAST_WRITES_WITHIN_SECONDS = 5.0
 _LAST_EVENTS_WITHIN_SECONDS = 3.0
 _FLUSH_WITHIN_SECONDS = 1.0
@@ -83,10 +83,8 @@ class Supervisor:
         )
         self._upkeep_store = stack.open_store(connections_max=1)
         self.stop_asked = anyio.Event()
-        self._stop_now_asked = anyio.Event()
         self.started = anyio.Event()
         self.stopped = anyio.Event()
-        self.drained_until: float | None = None  # on the loop's clock, once we are stopping
         self._monitored = options.monitoring.port is not None
         self.tally = RunTally(stack.jobs.names)
         self.bus = Bus(options, [*stack.event_sinks, self.tally] if self._monitored else stack.event_sinks)
@@ -109,10 +107,11 @@ class Supervisor:
             Restarts(options.restart_limit, options.restart_period_seconds),
             timeout_seconds=options.timeout_seconds,
             crashed_run_policy=options.crashed_run_policy,
-            retry_after=self._retry_after,
+            retry_after=Retries(options, stack.jobs).after,
             record=self.completer.record,
             emit=self.bus.emit,
         )
+        self.drain = Drain(self.pool, options)
         self.claimer = Claimer(
             self._store,
             self.pool,
@@ -171,7 +170,7 @@ class Supervisor:
     def stop_now(self) -> None:
         """Stop without waiting for runs: end them at once, and release them."""
         self.stop_asked.set()
-        self._stop_now_asked.set()
+        self.drain.hurry()
 
     # --- the tree
 
@@ -179,7 +178,8 @@ class Supervisor:
         """Run until stopped.
 
         Raises:
-            JobDefinitionError: there is no job to run.
+            JobDefinitionError: there is no job to run, or no child can make what the jobs ask for.
+            TargetError: a start hook raised, or a child that imports the program starts a supervisor again.
             OptionsError: the port of the endpoint is taken.
             StoreError: the database cannot be reached at the start, or its tables are not the right ones.
             OutcomesUnrecorded: at the end some outcomes could not be written.
@@ -188,7 +188,8 @@ class Supervisor:
             async with self.endpoint.listening() if self.endpoint is not None else nullcontext():
                 await self._check_start()
                 self._tell_start()
-                await self._begin_to_measure()
+                await self._call_start_hooks()
+                self._measure_if_traced()
                 self.bus.start()
                 self.started.set()
                 task_status.started()
@@ -211,15 +212,19 @@ class Supervisor:
             await ask_store(self._store.migrate)
         await ask_store(self._store.verify_schema)
 
-    async def _begin_to_measure(self) -> None:
+    async def _call_start_hooks(self) -> None:
         for hook in self.stack.supervisor_start_hooks:
             try:
                 result = hook()
                 if inspect.isawaitable(result):
                     await result
             except Exception as error:
-                name = f"{getattr(hook, '__module__', '?')}.{getattr(hook, '__qualname__', hook)}"
-                raise TargetError(f"supervisor start hook {name} raised {type(error).__name__}: {error}") from error
+                raise TargetError(
+                    f"supervisor start hook {shown(hook)} raised {type(error).__name__}: {error}"
+                ) from error
+
+    def _measure_if_traced(self) -> None:
+        """A start hook may have been what loaded OpenTelemetry."""
         if tracing.loaded():
             self.bus.add(TelemetrySink(self))
             self._monitored = True
@@ -251,8 +256,9 @@ class Supervisor:
                         with self._woken_by_enqueue():
                             await self.stop_asked.wait()
                         intake.cancel_scope.cancel()
-                    await self._drain()
-                    await self._let_children_leave()
+                    await self.drain.end_runs()
+                    if self.stack.ends_in_children or tracing.loaded():  # the others are gone at once
+                        await self.drain.let_children_leave()
                     work.cancel_scope.cancel()
                 self.completer.no_more_comes()  # it then ends by itself, or is ended
                 writing.cancel_scope.deadline = anyio.current_time() + _LAST_WRITES_WITHIN_SECONDS
@@ -273,36 +279,6 @@ class Supervisor:
         finally:
             self.stack.remove_waker(wake)
 
-    async def _drain(self) -> None:
-        """Let runs finish; ask those that do not to leave, and make them; what did not finish is released."""
-        options = self.stack.options
-        log.info("stopping: %d runs in flight", len(self.pool.busy))
-        self.drained_until = anyio.current_time() + options.shutdown_drain_timeout_seconds
-        await self._quiet_within(options.shutdown_drain_timeout_seconds)
-        self.pool.end_all(Ending.STOPPING)
-        await self._quiet_within(options.cancel_grace_seconds + options.terminate_grace_seconds)
-        self.pool.kill_all(Ending.STOPPING)
-        with anyio.move_on_after(_KILLED_WITHIN_SECONDS):
-            await self.pool.quiet()
-
-    async def _let_children_leave(self) -> None:
-        """Only where they have something to end; the others are gone at once."""
-        if (self.stack.ends_in_children or tracing.loaded()) and not self._stop_now_asked.is_set():
-            with anyio.move_on_after(_CHILDREN_LEAVE_WITHIN_SECONDS):
-                await self.pool.leave()
-
-    async def _quiet_within(self, seconds: float) -> None:
-        with anyio.move_on_after(seconds) as patience:
-            async with anyio.create_task_group() as waiting:
-
-                async def hurried() -> None:
-                    await self._stop_now_asked.wait()
-                    patience.cancel()
-
-                waiting.start_soon(hurried)
-                await self.pool.quiet()
-                waiting.cancel_scope.cancel()
-
     async def _tell_last_events(self) -> None:
         with anyio.CancelScope(shield=True):  # bounded, and in a thread that nobody else can keep from us
             await to_thread.run_sync(self.bus.close, _LAST_EVENTS_WITHIN_SECONDS, limiter=anyio.CapacityLimiter(1))
@@ -316,22 +292,6 @@ class Supervisor:
         for store in (self._store, self._heartbeat_store, self._upkeep_store):
             if store.durable:
                 store.close()
-
-    def _retry_after(self, run: Run, asked_seconds: float | None) -> timedelta | None:
-        """The delay before the next attempt; None if this was the last."""
-        if run.attempt >= run.max_attempts:
-            return None
-        options = self.stack.options
-        if asked_seconds is not None:
-            return timedelta(seconds=min(max(asked_seconds, 0.0), options.retry_max_delay.total_seconds()))
-        registration = self.stack.jobs.find(run.job_name)
-        policy = RetryPolicy(
-            behavior=registration.retry_behavior,
-            base_delay=registration.retry_initial_delay or options.retry_delay,
-            max_delay=options.retry_max_delay,
-            jitter_ratio=options.retry_jitter_ratio if options.retry_jitter_enabled else 0.0,
-        )
-        return policy.delay_after(run.attempt)
 
 
 def _limits(options: DurableStackOptions) -> Limits:

@@ -31,32 +31,9 @@ RetryAfter = Callable[[Run, float | None], "timedelta | None"]
 """The delay before the next attempt of a run, None if there is none; given what the job itself asked for."""
 
 
-def of_reply(
+def of(
     run: Run,
-    reply: wire.Succeeded | wire.Failed,
-    ending: Ending | None,
-    *,
-    timeout_seconds: float | None,
-    output: Output,
-    retry_after: RetryAfter,
-) -> Outcome | None:
-    """The outcome of an attempt whose child replied; None if it is no longer ours to tell."""
-    if ending is Ending.LEASE_LOST:
-        return None
-    if isinstance(reply, wire.Succeeded) and not (ending and reply.noticed_cancel):
-        return Succeeded(run.lease, output)
-    if ending is not None:
-        detail = reply.error_detail if isinstance(reply, wire.Failed) else "it returned when it was asked to leave"
-        return _ended(run, ending, _timed_out(timeout_seconds, detail), output, retry_after)
-    assert isinstance(reply, wire.Failed)
-    failure = Failure(error_type=reply.error_type, error_message=reply.error_message, error_detail=reply.error_detail)
-    delay = retry_after(run, reply.retry_after_seconds) if reply.retryable else None
-    return Failed(run.lease, failure, delay, output)
-
-
-def of_death(
-    run: Run,
-    death: Death,
+    how: wire.Succeeded | wire.Failed | Death,
     ending: Ending | None,
     *,
     timeout_seconds: float | None,
@@ -64,41 +41,46 @@ def of_death(
     retry_after: RetryAfter,
     crashed_run_policy: CrashedRunPolicy,
 ) -> Outcome | None:
-    """The outcome of an attempt whose child died with it; None if its lease is left to expire, or is lost."""
+    """The outcome of an attempt; None if it is not ours to tell: its lease is lost, or is left to expire."""
     if ending is Ending.LEASE_LOST:
         return None
-    if ending is not None:
-        timed_out = _timed_out(timeout_seconds, _stderr(output), death)
-        return _ended(run, ending, timed_out, output, retry_after, death.signal_name)
-    if crashed_run_policy is CrashedRunPolicy.EXPIRE:
-        return None
-    return Failed(run.lease, _crashed(death, output), retry_after(run, None), output)
-
-
-def _ended(
-    run: Run,
-    ending: Ending,
-    timed_out: Failure,
-    output: Output,
-    retry_after: RetryAfter,
-    signal_name: str | None = None,
-) -> Outcome:
+    if isinstance(how, wire.Succeeded) and not (ending and how.noticed_cancel):
+        return Succeeded(run.lease, output)
     match ending:
         case Ending.CANCELLED:
-            return Cancelled(run.lease, output, signal_name)
+            return Cancelled(run.lease, output, how.signal_name if isinstance(how, Death) else None)
         case Ending.TIMED_OUT:
-            return Failed(run.lease, timed_out, retry_after(run, None), output)
-        case Ending.STOPPING | Ending.LEASE_LOST:
+            return Failed(run.lease, _timed_out(timeout_seconds, how, output), retry_after(run, None), output)
+        case Ending.STOPPING:
             return Released(run.lease)
+    match how:
+        case wire.Failed():
+            delay = retry_after(run, how.retry_after_seconds) if how.retryable else None
+            return Failed(run.lease, _raised(how), delay, output)
+        case Death() if crashed_run_policy is CrashedRunPolicy.RECORD:
+            return Failed(run.lease, _crashed(how, output), retry_after(run, None), output)
+    return None  # its lease is left to expire
 
 
-def _timed_out(timeout_seconds: float | None, detail: str | None, death: Death | None = None) -> Failure:
-    how = f", ended by {death.signal_name}" if death is not None and death.signal_name else ""
+def _raised(reply: wire.Failed) -> Failure:
+    return Failure(error_type=reply.error_type, error_message=reply.error_message, error_detail=reply.error_detail)
+
+
+def _timed_out(timeout_seconds: float | None, how: wire.Succeeded | wire.Failed | Death, output: Output) -> Failure:
+    detail, signal_name = _stderr(output), None
+    match how:
+        case wire.Succeeded():
+            detail = "it returned when it was asked to leave"
+        case wire.Failed():
+            detail = how.error_detail
+        case Death():
+            signal_name = how.signal_name
+    ended_by = f", ended by {signal_name}" if signal_name else ""
     return Failure(
         error_type="RunTimeout",
-        error_message=f"the attempt ran longer than its timeout of {timeout_seconds or 0:g} s{how}",
+        error_message=f"the attempt ran longer than its timeout of {timeout_seconds or 0:g} s{ended_by}",
         error_detail=detail,
-        signal=death.signal_name if death is not None else None,
+        signal=signal_name,
     )
 
 

@@ -2,7 +2,7 @@
 
     supervisor                                         child
         |                    BootFailed(error...)        |   the application cannot be loaded
-        | <--------------------- Ready(pid, jobs) -----  |
+        | <-------------------------- Ready(jobs) -----  |
         | -- Execute(number, run_id, job_name, ...) -->  |
         | -- Cancel(number) ------------------------->   |   please leave; force follows
         | <------------------------- Began(number) ----  |
@@ -70,7 +70,6 @@ class BootFailed(Struct, frozen=True, tag="boot_failed"):
 
 
 class Ready(Struct, frozen=True, tag="ready"):
-    pid: int
     job_names: list[str]
 
 

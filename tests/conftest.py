@@ -179,6 +179,12 @@ def own_mariadb() -> Iterator[Callable[[], MariaDbServer]]:
 
 
 @pytest.fixture
+def anyio_backend() -> str:
+    """What coroutines of tests run on, as the supervisor does."""
+    return "asyncio"
+
+
+@pytest.fixture
 def table_prefix() -> str:
     return f"t{secrets.token_hex(5)}_"
 

@@ -1,6 +1,6 @@
-"""The console script `durablestack`: migrate, enqueue, look at runs, and find out what is wrong.
+"""The console script `durablestack`: migrate, enqueue, look after runs and schedules, find out what is wrong.
 
-arguments ──> program ──> migrate, enqueue, runs, doctor ──> printing ──> stdout
+arguments ──> program ──> migrate, enqueue, runs, schedules, doctor, cron ──> printing ──> stdout
                  │                    │
                  └── errors, codes    └── Application: the jobs and the database that were named
 """

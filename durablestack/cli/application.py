@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 import rich_click as click
 
 from durablestack.errors import DurableStackError, OptionsError, SchemaError
+from durablestack.jobs.discovery import look_in_current_folder
 from durablestack.options import ConnectionTarget, Secret, StorageProvider
 from durablestack.stack import DurableStack
 
@@ -42,8 +42,7 @@ class Application:
         Raises:
             TargetError, OptionsError: as `DurableStack.load`.
         """
-        if "" not in sys.path and os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
+        look_in_current_folder()
         changes = {} if self.database_url is None else {"database_url": self.database_url}
         return DurableStack.load(self.targets, config=self.config, **changes)
 

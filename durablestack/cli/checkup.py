@@ -266,7 +266,7 @@ def _due(stack: DurableStack, store: Store, *, with_jobs: bool) -> Iterator[Find
     due = [run for run in store.list_runs(take=TAKE_MAX, due_first=True) if run.scheduled_for <= now]
     yield due_finding(due, now)
     if with_jobs and due:
-        counted = {job.name: store.count_due([job.name], _COUNT_MAX) for job in stack.jobs}
+        counted = {job.name: store.measure_backlog([job.name], _COUNT_MAX).due for job in stack.jobs}
         yield Finding(Level.OK, "claimable", _claimable(counted))
         yield from _unregistered(due, counted)
 

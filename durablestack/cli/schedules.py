@@ -40,7 +40,8 @@ def list_schedules(application: Application, include_disabled: bool, as_json: bo
     elif found:
         write_table(_COLUMNS, [_row(schedule) for schedule in found], cut=("error",))
     else:
-        print("no schedules" if include_disabled else "no enabled schedules", file=sys.stderr)
+        what = "schedules" if include_disabled else "enabled schedules"
+        print(f"no {what}; a supervisor stores those of its jobs when it starts", file=sys.stderr)
 
 
 @schedules.command()

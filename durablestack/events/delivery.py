@@ -46,11 +46,13 @@ class Seldom:
 
 
 class Delivery:
-    """Args:
-    shape: makes of an event what the sink is to see; called in the thread, for it may take a while.
-    closing: set when no more events come; shared with whoever else should hurry then.
-    gather_seconds, batch_size: events are handed over this long after the first of them was put, or as soon as
-        there are so many.
+    """See the module.
+
+    Args:
+        shape: makes of an event what the sink is to see; called in the thread, for it may take a while.
+        closing: set when no more events come; shared with whoever else should hurry then.
+        gather_seconds, batch_size: events are handed over this long after the first of them was put, or as soon as
+            there are so many.
     """
 
     def __init__(

@@ -223,7 +223,7 @@ class _Graph:
     @property
     def registered(self) -> str:
         names = sorted({shown(kind) for kind in (*self._services, *self._foreign)})
-        return f"registered are: {', '.join(names)}" if names else "no service is: DurableStack(services=...)"
+        return f"registered are: {', '.join(names)}" if names else "none is registered"
 
     def _missing(self, error: GraphMissingFactoryError) -> str:
         kind = error.requested.type_hint

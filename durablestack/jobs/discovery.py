@@ -6,15 +6,22 @@ import importlib
 import importlib.util
 import os
 import pkgutil
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from durablestack.errors import TargetError
+from durablestack.errors import OptionsError, TargetError
 
 from .registration import declaration_of
+
+
+def look_in_current_folder() -> None:
+    """Let targets be found where a command is called, as `python -m` has it, and a console script has not."""
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def import_targets(targets: Iterable[str]) -> list[ModuleType]:
@@ -69,6 +76,8 @@ def _import(name: str) -> ModuleType:
         raise TargetError(f"module {name!r} cannot be imported: it calls sys.exit({error.code!r})") from error
     except SyntaxError as error:
         raise TargetError(f"module {name!r} cannot be imported: SyntaxError: {error}") from error
+    except OptionsError:  # of the application that is made there; it names what is wrong, and in which source
+        raise
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
         raise TargetError(f"module {name!r} cannot be imported: {what}{_place(error)}") from error

@@ -17,11 +17,10 @@ from durablestack.errors import NoRetry, PayloadError, Retry
 from durablestack.text import ERROR_DETAIL_LENGTH_MAX, ERROR_MESSAGE_LENGTH_MAX, ERROR_TYPE_LENGTH_MAX, clean
 
 from .context import CancelFlag, JobContext
-from .registration import JobRegistration
+from .registration import DELAY_SECONDS_MAX, JobRegistration
 from .scope import ServiceScope
 
 _FRAMES_MAX = 50
-_RETRY_AFTER_SECONDS_MAX = 10 * 366 * 86_400.0
 _TASKS_END_WITHIN_SECONDS = 1.0
 _OUR_WAY = ("durablestack.jobs.", "asyncio.", "dishka.", "contextlib")
 # After these a process is not what it was: what raised them meant to end it, or memory ran out.
@@ -180,7 +179,7 @@ def _asked_delay_seconds(error: BaseException) -> float | None:
     asked = error.delay_seconds if isinstance(error, Retry) else None
     if not isinstance(asked, int | float) or asked != asked:
         return None
-    return float(min(max(asked, 0), _RETRY_AFTER_SECONDS_MAX))
+    return float(min(max(asked, 0), DELAY_SECONDS_MAX))
 
 
 def _type_name(error: BaseException) -> str:

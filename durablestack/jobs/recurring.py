@@ -57,7 +57,7 @@ def recurring_job(
     )
 
     def declare(job: Job) -> Job:
-        if not issubclass(type(job), (type, FunctionType)):
+        if not can_be_job(job):
             raise JobDefinitionError(f"{job!r} cannot recur: a job is a class with a method execute, or a function")
         setattr(job, _MARK, recurrence)
         return job
@@ -65,10 +65,14 @@ def recurring_job(
     return declare
 
 
+def can_be_job(value: Any) -> bool:
+    """Whether it is a class or function, by its type: a lazy proxy that stands in a module is not to be woken."""
+    return issubclass(type(value), (type, FunctionType))
+
+
 def recurrence_of(job: Any) -> Recurrence | None:
     """What `@recurring_job` was told about exactly this class or function; a subclass does not inherit it."""
-    # the type, not isinstance: a lazy proxy that stands in a module is not to be woken
-    if not issubclass(type(job), (type, FunctionType)):
+    if not can_be_job(job):
         return None
     recurrence = vars(job).get(_MARK)
     return recurrence if isinstance(recurrence, Recurrence) else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
-from types import FunctionType
 from typing import Any, TypeVar, overload
 
 from msgspec import Struct
@@ -17,13 +16,14 @@ from durablestack.scheduling.retry import RetryBehavior
 
 from .context import JobContext
 from .payloads import PayloadCodec
-from .recurring import checked, recurrence_of
-from .services import Parameter, check_parameters, parameters_of
+from .recurring import can_be_job, checked, recurrence_of
+from .services import Parameter, check_parameters, parameters_of, shown
 
 Job = TypeVar("Job", bound=Callable[..., Any])
 
 JOB_NAME_LENGTH_MAX = 200
 RECURRING_PAYLOAD_BYTES_MAX = 65_536
+DELAY_SECONDS_MAX = 10 * 366 * 86_400
 _MARK = "__durable_job__"
 
 
@@ -120,8 +120,7 @@ def durable_job(
 
 def declaration_of(job: Any) -> JobDeclaration | None:
     """What decorators were told about exactly this class or function; a subclass does not inherit it."""
-    # the type, not isinstance: a lazy proxy that stands in a module is not to be woken
-    if not issubclass(type(job), (type, FunctionType)):
+    if not can_be_job(job):
         return None
     declaration, recurrence = vars(job).get(_MARK), recurrence_of(job)
     if isinstance(declaration, JobDeclaration):
@@ -168,10 +167,10 @@ class JobRegistry:
         for known in self:
             if known.name == name:
                 raise JobDefinitionError(
-                    f"two jobs are named {name!r}: {_place(known.job)} and {_place(job)}; a name must be unique"
+                    f"two jobs are named {name!r}: {shown(known.job)} and {shown(job)}; a name must be unique"
                 )
             if known.job is job:
-                raise JobDefinitionError(f"{_place(job)} is registered already, as {known.name!r}; once is enough")
+                raise JobDefinitionError(f"{shown(job)} is registered already, as {known.name!r}; once is enough")
 
     def find(self, job: str | Callable[..., Any]) -> JobRegistration:
         """The registration of a name, a job class or a job function.
@@ -184,9 +183,9 @@ class JobRegistry:
         else:
             registration = next((known for known in self if known.job is job), None)
         if registration is None:
-            shown = repr(job) if isinstance(job, str) else _place(job)
+            named = repr(job) if isinstance(job, str) else shown(job)
             known_names = ", ".join(sorted(self._registrations)) or "none"
-            raise UnknownJob(f"no job {shown} is registered; registered are: {known_names}")
+            raise UnknownJob(f"no job {named} is registered; registered are: {known_names}")
         return registration
 
     @property
@@ -243,10 +242,10 @@ def _execute_of(job: Any) -> Callable[..., Any]:
         execute = getattr(job, "execute", None)
         if not callable(execute):
             raise JobDefinitionError(
-                f"job class {_place(job)} has no method execute; give it one: "
+                f"job class {shown(job)} has no method execute; give it one: "
                 "execute(self, args, context) or execute(self, context)"
             )
-        check_parameters(job, f"job class {_place(job)}")
+        check_parameters(job, f"job class {shown(job)}")
         return _refuse_generator(job, execute)
     if inspect.isfunction(job):
         return _refuse_generator(job, job)
@@ -256,7 +255,7 @@ def _execute_of(job: Any) -> Callable[..., Any]:
 def _refuse_generator(job: Any, execute: Callable[..., Any]) -> Callable[..., Any]:
     """Calling a generator does nothing: its runs would succeed without having begun."""
     if inspect.isgeneratorfunction(execute) or inspect.isasyncgenfunction(execute):
-        raise JobDefinitionError(f"job {_place(job)} holds a yield, so calling it would do nothing; take it out")
+        raise JobDefinitionError(f"job {shown(job)} holds a yield, so calling it would do nothing; take it out")
     return execute
 
 
@@ -325,10 +324,6 @@ def _check(declaration: JobDeclaration) -> None:
 
 def _check_seconds(name: str, option: str, value: Any, *, zero_allowed: bool) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= 10 * 366 * 86_400 or (value == 0 and not zero_allowed):  # nor is NaN
+    if not is_number or not 0 <= value <= DELAY_SECONDS_MAX or (value == 0 and not zero_allowed):  # nor is NaN
         allowed = "0 or more" if zero_allowed else "more than 0"
         raise JobDefinitionError(f"job {name!r}: {option} is {value!r}; it must be {allowed} seconds, at most 10 years")
-
-
-def _place(job: Any) -> str:
-    return f"{getattr(job, '__module__', '?')}.{getattr(job, '__qualname__', job)}"

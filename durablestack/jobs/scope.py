@@ -94,7 +94,7 @@ class ServiceScope:
 
     def _usable_for(self, kind: Any) -> ServiceContainer:
         if self._container is None:
-            raise ServiceError(f"service {shown(kind)} is not registered; no service is: DurableStack(services=...)")
+            raise ServiceError(f"service {shown(kind)} is not registered; none is registered")
         if threading.get_ident() != self._container.thread:
             raise ServiceError(
                 f"service {shown(kind)} is asked for in another thread than the job's: get it there, and hand it over"

@@ -194,7 +194,7 @@ def is_async_generator(make: Any) -> bool:
 
 
 def shown(kind: Any) -> str:
-    """A type, as an error names it."""
+    """A type or a function, as an error names it."""
     name = None if get_origin(kind) else getattr(kind, "__qualname__", None)
     module = getattr(kind, "__module__", None)
     if name is None or module in (None, "builtins"):

@@ -169,7 +169,7 @@ class DurableStackOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             with naming(str(path)):
                 layers.append(canonical(cls, file_mapping(path)))
         with naming("environment"):
-            variables = environment_mapping(os.environ if environ is None else environ)
+            variables = environment_mapping(os.environ if environ is None else environ, cls.__struct_fields__)
             layers.append(canonical(cls, variables, lenient=True))
         return [*layers, canonical(cls, keywords)]
 
@@ -195,7 +195,7 @@ class DurableStackOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Self:
         """From `DURABLESTACK__BATCH_SIZE`, `DURABLESTACK__RETENTION__ENABLED` and their like."""
         with naming("environment"):
-            variables = environment_mapping(os.environ if environ is None else environ)
+            variables = environment_mapping(os.environ if environ is None else environ, cls.__struct_fields__)
             return cls(**canonical(cls, variables, lenient=True))
 
     def replace(self, *, file: str | Path | None = None, **keywords: Any) -> Self:
@@ -257,7 +257,9 @@ class DurableStackOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if self.database_url is not None:
             by_url = parse_connection_string(self.database_url, option="database_url").provider
             if chosen not in (msgspec.UNSET, by_url):
-                raise OptionsError(f"database_url is one of {by_url}, but storage_provider is {chosen}; give only one")
+                raise OptionsError(
+                    f"database_url is a URL of {by_url}, but storage_provider is {chosen}; give only one"
+                )
             force_setattr(self, "storage_provider", by_url)
         elif chosen is msgspec.UNSET:
             force_setattr(self, "storage_provider", StorageProvider.IN_MEMORY)

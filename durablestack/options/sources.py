@@ -3,8 +3,10 @@
 Names may be in any casing, with or without underscores. `OptionsError` names the file or the environment.
 """
 
+import logging
+import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from .reading import simplify
 
 ENVIRONMENT_PREFIX = "durablestack__"
 _SECTION = "durablestack"
+
+log = logging.getLogger("durablestack.options")
 
 
 @contextmanager
@@ -50,8 +54,9 @@ def file_mapping(path: Path) -> Mapping[str, Any]:
         return json_mapping(content)
     try:
         document = tomllib.loads(content.decode("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):  # their messages may quote the line, and its secret
-        raise OptionsError("not valid TOML") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:  # it may quote the line, and its secret
+        place = re.search(r"\(at [^)]*\)\Z", str(error))
+        raise OptionsError(f"not valid TOML {place[0] if place else ''}".rstrip()) from None
     if path.name == "pyproject.toml":
         return _section(document.get("tool", {})) or {}
     return _section_or_all(document)
@@ -62,10 +67,16 @@ def file_in(folder: Path) -> Path | None:
     return next((folder / name for name in ("durablestack.toml", "pyproject.toml") if (folder / name).is_file()), None)
 
 
-def environment_mapping(environ: Mapping[str, str]) -> Mapping[str, Any]:
-    """`DURABLESTACK__POSTGRES__CONNECTION_STRING` and its like, nested at each double underscore."""
+def environment_mapping(environ: Mapping[str, str], option_names: Iterable[str] = ()) -> Mapping[str, Any]:
+    """`DURABLESTACK__POSTGRES__CONNECTION_STRING` and its like, nested at each double underscore.
+
+    A variable that would be one of `option_names`, if it only had two underscores, is warned of.
+    """
+    option_variables = {simplify(f"durablestack_{name}") for name in option_names}
     nested: dict[str, Any] = {}
     for variable in sorted(environ):
+        if simplify(variable) in option_variables and not variable.casefold().startswith(ENVIRONMENT_PREFIX):
+            log.warning("the variable %s is not read: options have two underscores after DURABLESTACK", variable)
         if variable.casefold().startswith(ENVIRONMENT_PREFIX):
             _put(nested, variable, environ[variable])
     return nested

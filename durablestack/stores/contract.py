@@ -22,7 +22,7 @@ from uuid import UUID
 from msgspec import Struct
 
 from durablestack.ids import new_run_id
-from durablestack.runs import Attempt, Lease, NewRun, Outcome, Run, RunStatus
+from durablestack.runs import CANCELLED_MESSAGE, Attempt, Lease, NewRun, Outcome, Run, RunStatus
 from durablestack.schedules import Schedule, Slot
 
 EXPIRED_PER_CLAIM_MAX = 100
@@ -74,12 +74,28 @@ class Backlog(Struct, frozen=True):
     due: int
     oldest_due_for: timedelta | None
 
+    @property
+    def oldest_due_age_seconds(self) -> float:
+        """The same as a number; 0 if there is none."""
+        return 0.0 if self.oldest_due_for is None else self.oldest_due_for.total_seconds()
+
 
 ChangeSchedule = Callable[[Schedule | None, datetime], Schedule | None]
 """From what is stored (None: nothing) and the store's time to what is to be stored; None leaves it as it is."""
 
-NextSlot = Callable[[Schedule, datetime], Slot | None]
+SlotDue = Callable[[Schedule, datetime], Slot | None]
 """The slot of a schedule that is to get its run at the store's time; None if there is none."""
+
+
+def after_expiry(
+    attempt: int, max_attempts: int, lease_owner: str | None, *, cancel_requested: bool
+) -> tuple[RunStatus, str]:
+    """What becomes of a run whose lease has expired, and its error message."""
+    if cancel_requested:
+        return RunStatus.CANCELLED, CANCELLED_MESSAGE
+    if attempt >= max_attempts:
+        return RunStatus.FAILED, f"lease of {lease_owner} expired with no attempts remaining"
+    return RunStatus.PENDING, f"lease of {lease_owner} expired"
 
 
 def scheduled_run(schedule: Schedule, slot: datetime | None) -> NewRun:
@@ -160,11 +176,8 @@ class Store(Protocol):
     def count_runs(self) -> dict[RunStatus, int]:
         """How many runs there are of each status."""
 
-    def count_due(self, job_names: Collection[str], count_max: int) -> int:
-        """How many runs of these jobs are due now, counted up to `count_max`."""
-
     def measure_backlog(self, job_names: Collection[str], count_max: int) -> Backlog:
-        """The same, and for how long the first of them has been due."""
+        """How many runs of these jobs are due now, counted up to `count_max`, and since when the first of them is."""
 
     # --- schedules
 
@@ -187,11 +200,11 @@ class Store(Protocol):
     def keep_schedules_seen(self, job_names: Collection[str], every: timedelta) -> None:
         """Note that these schedules are in somebody's code, unless it was noted less than `every` ago."""
 
-    def materialize_recurring_run(self, job_name: str, next_slot: NextSlot) -> NewRun | None:
-        """Enqueue the run of the slot that `next_slot` names, and move the schedule on: both or neither.
+    def materialize_recurring_run(self, job_name: str, slot_due: SlotDue) -> NewRun | None:
+        """Enqueue the run of the slot that `slot_due` names, and move the schedule on: both or neither.
 
         None when nothing was enqueued: the schedule is disabled or gone, somebody else is at it, no slot is due, the
-        slot has had its run, or it has to wait for a run of the job that is pending or leased. What `next_slot`
+        slot has had its run, or it has to wait for a run of the job that is pending or leased. What `slot_due`
         raises leaves the schedule as it is, and reaches the caller.
         """
 

@@ -43,7 +43,8 @@ from .contract import (
     Claimed,
     ExpiredRun,
     Extended,
-    NextSlot,
+    SlotDue,
+    after_expiry,
     scheduled_run,
 )
 
@@ -136,21 +137,18 @@ class InMemoryStore:
         return [run for run in leased if run.lease_until is not None and run.lease_until <= now]
 
     def _end_expired_lease(self, run: Run, now: datetime) -> ExpiredRun:
-        lease, error_type = run.lease, LEASE_EXPIRED
-        if run.cancel_requested_at is not None:
-            status, message = RunStatus.CANCELLED, CANCELLED_MESSAGE
-        elif run.attempt >= run.max_attempts:
-            status, message = RunStatus.FAILED, f"lease of {run.lease_owner} expired with no attempts remaining"
-        else:
-            status, message = RunStatus.PENDING, f"lease of {run.lease_owner} expired"
-        failure = Failure(error_type=error_type, error_message=message)
-        self._keep_attempt(run, lease, AttemptOutcome.EXPIRED, now, failure)
+        cancel_requested = run.cancel_requested_at is not None
+        status, message = after_expiry(
+            run.attempt, run.max_attempts, run.lease_owner, cancel_requested=cancel_requested
+        )
+        failure = Failure(error_type=LEASE_EXPIRED, error_message=message)
+        self._keep_attempt(run, run.lease, AttemptOutcome.EXPIRED, now, failure)
         self._put(
             self._unleased(
                 run,
                 status=status,
                 completed_at=now if status.terminal else None,
-                error_type=None if status is RunStatus.CANCELLED else error_type,
+                error_type=None if status is RunStatus.CANCELLED else LEASE_EXPIRED,
                 error_message=message,
                 error_detail=None,
             )
@@ -378,14 +376,6 @@ class InMemoryStore:
                 counts[run.status] += 1
             return counts
 
-    def count_due(self, job_names: Collection[str], count_max: int) -> int:
-        with self._locked() as now:
-            due = sum(
-                run.status is RunStatus.PENDING and run.scheduled_for <= now and run.job_name in job_names
-                for run in self._runs.values()
-            )
-        return min(due, count_max)
-
     def measure_backlog(self, job_names: Collection[str], count_max: int) -> Backlog:
         with self._locked() as now:
             due = [
@@ -433,22 +423,22 @@ class InMemoryStore:
                 if schedule is not None and schedule.seen_at <= now - every:
                     self._schedules[name] = replace(schedule, seen_at=now)
 
-    def materialize_recurring_run(self, job_name: str, next_slot: NextSlot) -> NewRun | None:
+    def materialize_recurring_run(self, job_name: str, slot_due: SlotDue) -> NewRun | None:
         with self._locked() as now:
             schedule = self._schedules.get(job_name)
             if schedule is None or not schedule.enabled:
                 return None
-            slot = next_slot(schedule, now)
-            if slot is None or (slot.slot is not None and self._has_to_wait(schedule)):
+            slot = slot_due(schedule, now)
+            if slot is None or (slot.at is not None and self._has_to_wait(schedule)):
                 return None
             run = None
-            if slot.slot is not None and (job_name, slot.slot) not in self._slots:
-                run = scheduled_run(schedule, slot.slot)
+            if slot.at is not None and (job_name, slot.at) not in self._slots:
+                run = scheduled_run(schedule, slot.at)
                 self._add(run, now)
             self._schedules[job_name] = replace(
                 schedule,
                 next_run_at=slot.next_run_at,
-                last_slot=slot.slot or schedule.last_slot,
+                last_slot=slot.at or schedule.last_slot,
                 error_message=None,
             )
         return run

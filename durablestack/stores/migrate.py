@@ -37,7 +37,7 @@ def migrate(connections: Connections, dialect: Dialect, prefix: str) -> list[int
         if tx.fetch(dialect.migration_lock.format(key=key), {})[0][-1] != 1:
             raise StoreUnavailable("another process has been creating or updating the tables for too long")
         tx.run(_create_versions(dialect, prefix), {})
-        applied = {version for version, _ in tx.fetch(dialect.render("", TEMPLATES["MIGRATIONS_SELECT"], prefix), {})}
+        applied = {version for version, _ in tx.fetch(_rendered(dialect, prefix, "MIGRATIONS_SELECT"), {})}
         missing = [version for version in range(1, SCHEMA_VERSION + 1) if version not in applied]
         for version in missing:
             _apply(tx, dialect, prefix, version)
@@ -68,7 +68,7 @@ def verify(connections: Connections, dialect: Dialect, prefix: str) -> None:
         )
     with connections.read() as tx:
         for probe in ("RUNS_PROBE", "JOBS_PROBE", "ATTEMPTS_PROBE"):
-            tx.fetch(dialect.render(probe, TEMPLATES[probe], prefix), {})
+            tx.fetch(_rendered(dialect, prefix, probe), {})
 
 
 def _current_version(connections: Connections, dialect: Dialect, prefix: str) -> int:
@@ -78,7 +78,7 @@ def _current_version(connections: Connections, dialect: Dialect, prefix: str) ->
 def _versions(connections: Connections, dialect: Dialect, prefix: str) -> dict[int, int]:
     try:
         with connections.read() as tx:
-            return dict(tx.fetch(dialect.render("", TEMPLATES["MIGRATIONS_SELECT"], prefix), {}))
+            return dict(tx.fetch(_rendered(dialect, prefix, "MIGRATIONS_SELECT"), {}))
     except SchemaError:  # no such table: nothing has been applied yet
         return {}
 
@@ -87,9 +87,13 @@ def _apply(tx: Transaction, dialect: Dialect, prefix: str, version: int) -> None
     for statement in statements_of(dialect, prefix, version):
         tx.run(statement, {})
     tx.run(
-        dialect.render("", TEMPLATES["MIGRATION_INSERT"], prefix),
+        _rendered(dialect, prefix, "MIGRATION_INSERT"),
         dialect.bind({"version": version, "compatible_from": COMPATIBLE_FROM[version]}),
     )
+
+
+def _rendered(dialect: Dialect, prefix: str, name: str) -> str:
+    return dialect.render(name, TEMPLATES[name], prefix)
 
 
 def statements_of(dialect: Dialect, prefix: str, version: int) -> list[str]:

@@ -1,14 +1,14 @@
-"""From the rows of a database to runs, attempts and schedules."""
+"""Between the rows of a database and runs, attempts and schedules: how they are read, and what is written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from durablestack.errors import StoreError
-from durablestack.runs import Attempt, AttemptOutcome, Run, RunStatus
+from durablestack.runs import Attempt, AttemptOutcome, Failure, NewRun, Output, Run, RunStatus
 from durablestack.schedules import Schedule
 
 from .contract import Claim
@@ -107,3 +107,55 @@ def _interval(seconds: Any) -> timedelta | None:
         return timedelta(seconds=seconds)
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+# --- what is written, as the parameters of statements
+
+
+def new_run_parameters(runs: Iterable[NewRun]) -> list[dict[str, Any]]:
+    """In the order of their ids, or two who store the same runs could wait for each other."""
+    return [
+        {
+            "id": run.id,
+            "job_name": run.job_name,
+            "payload": run.payload,
+            "scheduled_for": run.scheduled_for,
+            "max_attempts": run.max_attempts,
+            "requeued_from": run.requeued_from,
+            "slot": run.slot,
+            "recurring_job_name": run.job_name if run.recurring else None,
+            "trace_context": run.trace_context,
+        }
+        for run in sorted(runs, key=lambda run: run.id)
+    ]
+
+
+def schedule_parameters(schedule: Schedule) -> dict[str, Any]:
+    return {
+        "job_name": schedule.job_name,
+        "cron_expression": schedule.cron_expression,
+        "every_seconds": schedule.every.total_seconds() if schedule.every is not None else None,
+        "time_zone": schedule.time_zone,
+        "enabled": int(schedule.enabled),
+        "allow_concurrent_runs": int(schedule.allow_concurrent_runs),
+        "payload": schedule.payload,
+        "max_attempts": schedule.max_attempts,
+        "next_run_at": schedule.next_run_at,
+        "last_slot": schedule.last_slot,
+        "application": schedule.application,
+        "seen_at": schedule.seen_at,
+        "orphaned_at": schedule.orphaned_at,
+        "error_message": schedule.error_message,
+    }
+
+
+def error_parameters(failure: Failure | None) -> dict[str, Any]:
+    return {
+        "error_type": failure.error_type if failure else None,
+        "error_message": failure.error_message if failure else None,
+        "error_detail": failure.error_detail if failure else None,
+    }
+
+
+def output_parameters(output: Output) -> dict[str, Any]:
+    return {"stdout_tail": output.stdout_tail, "stderr_tail": output.stderr_tail}

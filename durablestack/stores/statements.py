@@ -264,19 +264,6 @@ RUNS_SELECT_DUE_FIRST = (
 
 RUNS_COUNT_BY_STATUS = "select status, count(*)\nfrom {runs}\ngroup by status"
 
-RUNS_COUNT_DUE = """
-select count(*)
-from (
-  select id
-  from {runs}
-  where status = 'pending'
-    and scheduled_for_utc <= {now}
-    and job_name {in_job_names}
-  order by scheduled_for_utc, id
-  {limit}
-) as due
-"""
-
 BACKLOG_SELECT = """
 select count(*), min(scheduled_for_utc), {now}
 from (

@@ -198,6 +198,16 @@ def test_the_hosted_service_is_told_at_each_flush_interval(bus: MakeBus, hosted:
         assert len(hosted.posts) == count
 
 
+@pytest.mark.parametrize("name", ["shop", None])
+def test_the_hosted_service_is_told_the_name_of_the_application(
+    bus: MakeBus, hosted: Collector, name: str | None
+) -> None:
+    told = bus(eventing=eventing(hosted), application_name=name)
+    told.emit(EventType.JOB_CLAIMED, leased_run())
+    told.close(PATIENCE_SECONDS)
+    assert hosted.posts[0].body.get("serviceName") == name
+
+
 def test_only_the_start_of_an_attempt_tells_how_long_it_waited(bus: MakeBus) -> None:
     sink = Listener()
     told, run = bus(sink), leased_run(scheduled_for=datetime.now(UTC) - timedelta(seconds=3))

@@ -26,11 +26,6 @@ CUT = StoreUnavailable("cut", uncertain=True)
 AWAY = StoreUnavailable("away")
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Backlog:
     """A store with a number of runs that are due; it fails as told first."""
 

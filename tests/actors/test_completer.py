@@ -23,11 +23,6 @@ pytestmark = pytest.mark.anyio
 LEASE = timedelta(seconds=30)
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("durablestack.supervisor.completer._BACKOFF_SECONDS_FIRST", 0.0)

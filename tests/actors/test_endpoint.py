@@ -27,11 +27,6 @@ ANSWERS: dict[str, Callable[[], Answer]] = {
 }
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @asynccontextmanager
 async def listening() -> AsyncIterator[Endpoint]:
     endpoint = Endpoint("127.0.0.1", 0, ANSWERS)

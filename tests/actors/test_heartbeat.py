@@ -27,11 +27,6 @@ LEASE = timedelta(seconds=10)
 TRUST = 8.0
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class AtOnce:
     """An event loop that calls what it is given right away."""
 

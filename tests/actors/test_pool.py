@@ -20,11 +20,6 @@ pytestmark = pytest.mark.anyio
 LIMITS = Limits(startup_timeout_seconds=10, cancel_grace_seconds=1, terminate_grace_seconds=1, output_bytes_max=1024)
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def job() -> None:
     return
 

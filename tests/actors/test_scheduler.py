@@ -33,11 +33,6 @@ SHOP = "shop"
 NEVER_SECONDS = 3600.0
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Wall:
     """A clock that the test sets."""
 

@@ -25,11 +25,6 @@ DAY = timedelta(days=1)
 RETENTION = timedelta(days=7)
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_FIRST_WITHIN_SECONDS", 0.0)

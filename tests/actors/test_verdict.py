@@ -30,19 +30,14 @@ def no_attempt_is_left(run: Run, asked_seconds: float | None) -> None:
     return None
 
 
-def of_reply(reply: wire.Succeeded | wire.Failed, ending: Ending | None = None, **changes: Any) -> Outcome | None:
-    values: dict[str, Any] = {"timeout_seconds": 2.5, "output": OUTPUT, "retry_after": retry_after}
-    return verdict.of_reply(RUN, reply, ending, **{**values, **changes})
-
-
-def of_death(death: Death, ending: Ending | None = None, **changes: Any) -> Outcome | None:
+def of(how: wire.Succeeded | wire.Failed | Death, ending: Ending | None = None, **changes: Any) -> Outcome | None:
     values: dict[str, Any] = {
         "timeout_seconds": 2.5,
         "output": OUTPUT,
         "retry_after": retry_after,
         "crashed_run_policy": CrashedRunPolicy.RECORD,
     }
-    return verdict.of_death(RUN, death, ending, **{**values, **changes})
+    return verdict.of(RUN, how, ending, **{**values, **changes})
 
 
 def short(outcome: Outcome | None) -> object:
@@ -87,7 +82,7 @@ REPLIES = [
 
 @pytest.mark.parametrize(("reply", "ending", "decided"), REPLIES)
 def test_what_a_reply_means(reply: wire.Succeeded | wire.Failed, ending: Ending | None, decided: object) -> None:
-    assert short(of_reply(reply, ending)) == decided
+    assert short(of(reply, ending)) == decided
 
 
 KILLED = Death(-9)
@@ -110,38 +105,38 @@ DEATHS = [
 
 @pytest.mark.parametrize(("death", "ending", "decided"), DEATHS)
 def test_what_a_death_means(death: Death, ending: Ending | None, decided: object) -> None:
-    assert short(of_death(death, ending)) == decided
+    assert short(of(death, ending)) == decided
 
 
 @pytest.mark.parametrize("death", [KILLED, LEFT, UNKNOWN, PROTOCOL])
 def test_a_crash_is_left_to_lease_expiry_if_that_is_the_policy(death: Death) -> None:
     expire = {"crashed_run_policy": CrashedRunPolicy.EXPIRE}
-    assert of_death(death, **expire) is None
-    assert short(of_death(death, CANCELLED, **expire)) is Cancelled
-    assert short(of_death(death, TIMED_OUT, **expire)) == ("RunTimeout", 5.0)
-    assert short(of_death(death, STOPPING, **expire)) is Released
+    assert of(death, **expire) is None
+    assert short(of(death, CANCELLED, **expire)) is Cancelled
+    assert short(of(death, TIMED_OUT, **expire)) == ("RunTimeout", 5.0)
+    assert short(of(death, STOPPING, **expire)) is Released
 
 
 def test_after_the_last_attempt_there_is_no_other() -> None:
     last = {"retry_after": no_attempt_is_left}
-    assert short(of_reply(FAILED, **last)) == ("ValueError", "for good")
-    assert short(of_reply(ASKS, **last)) == ("Retry", "for good")
-    assert short(of_reply(NOTICED, TIMED_OUT, **last)) == ("RunTimeout", "for good")
-    assert short(of_death(KILLED, **last)) == ("ChildCrashed", "for good")
-    assert short(of_death(KILLED, TIMED_OUT, **last)) == ("RunTimeout", "for good")
+    assert short(of(FAILED, **last)) == ("ValueError", "for good")
+    assert short(of(ASKS, **last)) == ("Retry", "for good")
+    assert short(of(NOTICED, TIMED_OUT, **last)) == ("RunTimeout", "for good")
+    assert short(of(KILLED, **last)) == ("ChildCrashed", "for good")
+    assert short(of(KILLED, TIMED_OUT, **last)) == ("RunTimeout", "for good")
 
 
 def test_every_outcome_shows_the_lease_and_keeps_the_output() -> None:
-    for outcome in (of_reply(SUCCEEDED), of_reply(FAILED), of_reply(FAILED, CANCELLED), of_death(KILLED)):
+    for outcome in (of(SUCCEEDED), of(FAILED), of(FAILED, CANCELLED), of(KILLED)):
         assert outcome is not None
         assert outcome.lease == RUN.lease
         assert not isinstance(outcome, Released)
         assert outcome.output == OUTPUT
-    assert of_reply(FAILED, STOPPING) == Released(RUN.lease)
+    assert of(FAILED, STOPPING) == Released(RUN.lease)
 
 
 def test_a_failure_tells_what_the_child_told() -> None:
-    outcome = of_reply(FAILED)
+    outcome = of(FAILED)
     assert isinstance(outcome, Failed)
     failure = outcome.failure
     assert (failure.error_type, failure.error_message, failure.error_detail) == ("ValueError", "no", "Traceback")
@@ -160,14 +155,14 @@ def test_a_failure_tells_what_the_child_told() -> None:
     ],
 )
 def test_a_crash_tells_how_the_process_ended_and_its_last_words(death: Death, message: str, signal: str | None) -> None:
-    outcome = of_death(death)
+    outcome = of(death)
     assert isinstance(outcome, Failed)
     assert (outcome.failure.error_message, outcome.failure.signal) == (message, signal)
     assert outcome.failure.error_detail == OUTPUT.stderr_tail
 
 
 def test_a_timeout_tells_its_length_and_whether_force_was_needed() -> None:
-    left, killed = of_reply(FAILED, TIMED_OUT), of_death(KILLED, TIMED_OUT)
+    left, killed = of(FAILED, TIMED_OUT), of(KILLED, TIMED_OUT)
     assert isinstance(left, Failed)
     assert isinstance(killed, Failed)
     assert left.failure.error_message == "the attempt ran longer than its timeout of 2.5 s"
@@ -177,7 +172,7 @@ def test_a_timeout_tells_its_length_and_whether_force_was_needed() -> None:
 
 
 def test_a_cancelled_run_tells_the_signal_that_ended_it() -> None:
-    killed, left = of_death(KILLED, CANCELLED), of_reply(FAILED, CANCELLED)
+    killed, left = of(KILLED, CANCELLED), of(FAILED, CANCELLED)
     assert isinstance(killed, Cancelled)
     assert isinstance(left, Cancelled)
     assert (killed.signal, left.signal) == ("SIGKILL", None)
@@ -185,6 +180,6 @@ def test_a_cancelled_run_tells_the_signal_that_ended_it() -> None:
 
 
 def test_a_child_that_died_in_silence_has_no_last_words() -> None:
-    outcome = of_death(KILLED, output=Output())
+    outcome = of(KILLED, output=Output())
     assert isinstance(outcome, Failed)
     assert outcome.failure.error_detail is None

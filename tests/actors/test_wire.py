@@ -25,8 +25,8 @@ ORDERS: list[wire.Order] = [
 ]
 REPLIES: list[wire.Reply] = [
     wire.BootFailed("ImportError", "no", "Traceback\n"),
-    wire.Ready(4711, ["send-email", "送信"]),
-    wire.Ready(1, []),
+    wire.Ready(["send-email", "送信"]),
+    wire.Ready([]),
     wire.Began(1),
     wire.Succeeded(1),
     wire.Succeeded(2, noticed_cancel=True, retires=True),

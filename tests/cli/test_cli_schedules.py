@@ -92,8 +92,16 @@ def test_list_as_json_is_one_document_with_the_arguments_inside(console, schedul
 
 
 def test_an_empty_list_is_empty_on_standard_output(console, on_sqlite):
-    assert console("schedules", "list") == (0, "", "no enabled schedules\n")
-    assert console("schedules", "list", "--all") == (0, "", "no schedules\n")
+    assert console("schedules", "list") == (
+        0,
+        "",
+        "no enabled schedules; a supervisor stores those of its jobs when it starts\n",
+    )
+    assert console("schedules", "list", "--all") == (
+        0,
+        "",
+        "no schedules; a supervisor stores those of its jobs when it starts\n",
+    )
     assert console("schedules", "list", "--json").document == []
 
 

@@ -60,11 +60,6 @@ def client(request: pytest.FixtureRequest, stack: DurableStack) -> Called:
     return Called(getattr(stack, request.param))
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 pytestmark = pytest.mark.anyio
 
 

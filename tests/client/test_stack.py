@@ -173,3 +173,19 @@ def test_a_stack_that_nobody_used_opens_and_closes_no_store() -> None:
 def test_the_store_in_memory_is_the_same_for_everyone_in_the_process() -> None:
     stack = DurableStack(options=DurableStackOptions())
     assert stack.open_store(connections_max=3) is stack.store
+
+
+def test_enqueueing_into_the_memory_of_a_process_that_runs_nothing_is_warned_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def job() -> None: ...
+
+    stack = DurableStack(options=DurableStackOptions(), jobs=[job])
+    stack.client.enqueue(job)
+    stack.client.enqueue(job)
+    assert [record.getMessage()[:24] for record in caplog.records] == ["no database is named: wh"]
+    stack.add_waker(lambda: None)
+    caplog.clear()
+    DurableStack(options=DurableStackOptions(), jobs=[job]).add_waker(lambda: None)
+    stack.client.enqueue(job)
+    assert caplog.records == []

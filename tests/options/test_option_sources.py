@@ -219,7 +219,22 @@ def test_replace_puts_keywords_over_options_as_load_does_over_a_file() -> None:
     assert options.replace(database_url="mysql://db/orders").storage_provider is StorageProvider.MY_SQL
     assert options.replace(storage_provider="sqlite") == options
     assert options.replace(storage_provider="InMemory").connection_target() is None
-    with pytest.raises(OptionsError, match="database_url is one of sqlite, but storage_provider is postgres"):
+    with pytest.raises(OptionsError, match="database_url is a URL of sqlite, but storage_provider is postgres"):
         options.replace(storage_provider="postgres")
     with pytest.raises(OptionsError, match="did you mean batch_size"):
         options.replace(batch_siz=7)
+
+
+def test_a_variable_with_one_underscore_too_few_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    options = DurableStackOptions.from_environment({"DURABLESTACK_BATCH_SIZE": "7", "DURABLESTACK_APP": "shop"})
+    assert options.batch_size == 50
+    assert [record.getMessage() for record in caplog.records] == [
+        "the variable DURABLESTACK_BATCH_SIZE is not read: options have two underscores after DURABLESTACK"
+    ]
+
+
+def test_toml_that_cannot_be_read_is_told_with_its_place_and_without_its_text(tmp_path: Path) -> None:
+    file = tmp_path / "durablestack.toml"
+    file.write_text('batch_size = 1\npassword = "hush\n')
+    with pytest.raises(OptionsError, match=r"durablestack.toml: not valid TOML \(at line 2, column \d+\)$"):
+        DurableStackOptions.from_toml(file)

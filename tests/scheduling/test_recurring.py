@@ -61,9 +61,9 @@ def every_due(due: Callable[[Schedule, datetime], Slot | None], stored: Schedule
     """The slots that a scheduler makes one after the other while the clock stands still."""
     slots = []
     while (found := due(stored, now)) is not None:
-        if found.slot is not None:
-            slots.append(found.slot)
-        stored = replace(stored, next_run_at=found.next_run_at, last_slot=found.slot or stored.last_slot)
+        if found.at is not None:
+            slots.append(found.at)
+        stored = replace(stored, next_run_at=found.next_run_at, last_slot=found.at or stored.last_slot)
     return slots
 
 

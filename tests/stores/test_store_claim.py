@@ -92,7 +92,7 @@ def test_a_claim_takes_no_more_than_its_batch_size(store: Store, batch_size: int
 def test_a_run_is_not_claimed_before_it_is_due(store: Store) -> None:
     run_id = enqueue(store, scheduled_for=store.now() + MINUTE)
     assert claim(store) == []
-    assert store.count_due([JOB], 10) == 0
+    assert store.measure_backlog([JOB], 10).due == 0
     make_due(store, run_id)
     assert claim_one(store).run_id == run_id
 
@@ -122,7 +122,7 @@ def test_a_full_batch_of_unregistered_runs_at_the_head_holds_nobody_up(store: St
 def test_a_worker_without_jobs_claims_nothing(store: Store) -> None:
     enqueue(store)
     assert claimed(store, job_names=[]) == Claimed([], [])
-    assert store.count_due([], 10) == 0
+    assert store.measure_backlog([], 10).due == 0
 
 
 @pytest.mark.parametrize("kind", [list, tuple, set, frozenset])

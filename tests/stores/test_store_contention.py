@@ -29,11 +29,11 @@ class NotThisTime(Exception):
 def claim_under_way(store: Store, batch_size: int) -> Iterator[list[UUID]]:
     """Between the writes of a claim and its commit, which does not come; the ids of what it holds."""
     assert isinstance(store, SqlStore)
-    with suppress(NotThisTime), store._connections.transaction() as tx:
-        store._fetch(tx, "RUNS_EXPIRED_SELECT", limit=100)
-        rows = store._fetch(tx, "RUNS_DUE_SELECT", job_names=[JOB], limit=batch_size)
+    with suppress(NotThisTime), store._transaction() as tx:
+        tx.fetch("RUNS_EXPIRED_SELECT", limit=100)
+        rows = tx.fetch("RUNS_DUE_SELECT", job_names=[JOB], limit=batch_size)
         ids = [row[0] for row in rows]
-        store._run(tx, "RUNS_LEASE", ids=ids, worker_name="slow", lease_token=uuid4(), seconds=30.0)
+        tx.run("RUNS_LEASE", ids=ids, worker_name="slow", lease_token=uuid4(), seconds=30.0)
         yield [store._rows.uuid(id) for id in ids]
         raise NotThisTime
 

@@ -147,7 +147,7 @@ def test_a_hostile_job_name_is_claimed_by_that_name_only(store: Store, text: str
     name = text[:200]
     run_id = enqueue(store, job_name=name)
     assert claim(store, job_names=[f"{name}x", f"x{name}", name.swapcase() + "."]) == []
-    assert store.count_due([name], 10) == 1
+    assert store.measure_backlog([name], 10).due == 1
     assert [run.id for run in store.list_runs(take=1, job_name=name or None)] == [run_id]
     (run,) = claim(store, job_names=["other", name])
     assert (run.id, run.job_name) == (run_id, name)

@@ -140,7 +140,6 @@ def updates(place: Place, store: Store) -> tuple[int, int]:
         ("RUNS_OF_CLAIM_SELECT", "ix_durable_stack_job_runs_leased"),
         ("RUNS_PRUNABLE_SELECT", "ix_durable_stack_job_runs_completed"),
         ("RUNS_SELECT_DUE_FIRST", "ix_durable_stack_job_runs_due"),
-        ("RUNS_COUNT_DUE", "ix_durable_stack_job_runs_due"),
         ("BACKLOG_SELECT", "ix_durable_stack_job_runs_due"),
     ],
 )

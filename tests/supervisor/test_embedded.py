@@ -16,11 +16,6 @@ from workers import PATIENCE_SECONDS
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def stack(**options: Any) -> DurableStack:
     return DurableStack("chaos_jobs", max_concurrent_runs=2, **options)
 

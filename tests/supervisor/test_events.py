@@ -31,11 +31,6 @@ MakeStack = Callable[..., DurableStack]
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def make_stack(tmp_path: Path) -> Iterator[MakeStack]:
     made: list[DurableStack] = []
 

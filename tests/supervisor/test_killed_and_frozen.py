@@ -126,6 +126,14 @@ def test_a_signal_to_the_whole_process_group_does_not_reach_the_children(sqlite_
     assert sqlite_bench.run(run_id).status is RunStatus.SUCCEEDED
 
 
+def test_an_interrupt_that_reaches_a_child_does_not_end_its_run(sqlite_bench: Bench) -> None:
+    sqlite_bench.worker()
+    run_id = sqlite_bench.client.enqueue("sleeps", {"seconds": 1.0})
+    os.kill(sqlite_bench.until_noted(run_id, "start").pid, signal.SIGINT)
+    assert sqlite_bench.until_terminal(run_id).attempt == 1
+    assert sqlite_bench.notes(run_id, "end")
+
+
 def test_a_supervisor_frozen_beyond_its_lease_ends_its_child_and_leaves_the_run_to_another(any_bench: Bench) -> None:
     frozen = any_bench.worker()
     run_id = any_bench.client.enqueue("slow-at-first")

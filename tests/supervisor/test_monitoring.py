@@ -219,11 +219,6 @@ def _refuses(port: int) -> bool:
 # --- inside an application's loop
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def stack(**options: object) -> DurableStack:
     return DurableStack("chaos_jobs", max_concurrent_runs=1, storage_provider="in_memory", **options)
 

@@ -19,17 +19,13 @@ from durablestack.stores.contract import Claim
 from durablestack.stores.sql import SqlStore
 from durablestack.supervisor.embedded import supervise
 from durablestack.supervisor.health import why_not_ready
+from durablestack.supervisor.retries import Retries
 from durablestack.supervisor.tree import Supervisor
 from workers import PATIENCE_SECONDS, Bench
 
 pytestmark = pytest.mark.anyio
 
 SEVEN_DAYS_SECONDS = 7 * 24 * 60 * 60
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 def new_stack(**options: Any) -> DurableStack:
@@ -71,8 +67,8 @@ def claimed(stack: DurableStack, job_name: str, attempt: int = 1) -> Run:
 
 def delays_seconds(job_name: str, *, draws: int = 1, attempt: int = 1, **options: Any) -> set[float | None]:
     stack = new_stack(**options)
-    supervisor, run = Supervisor(stack), claimed(stack, job_name, attempt)
-    delays = [supervisor._retry_after(run, None) for _ in range(draws)]
+    retries, run = Retries(stack.options, stack.jobs), claimed(stack, job_name, attempt)
+    delays = [retries.after(run, None) for _ in range(draws)]
     return {None if delay is None else delay.total_seconds() for delay in delays}
 
 
@@ -86,7 +82,7 @@ async def test_a_retry_waits_no_longer_than_the_options_allow() -> None:
     assert delays_seconds("asks-for-retry") == {3600.0}
     assert delays_seconds("asks-for-retry", retry_max_delay="00:10:00") == {600.0}
     stack = new_stack(retry_max_delay="00:10:00")
-    asked = Supervisor(stack)._retry_after(claimed(stack, "innocent"), 86_400.0)
+    asked = Retries(stack.options, stack.jobs).after(claimed(stack, "innocent"), 86_400.0)
     assert asked == timedelta(minutes=10), "whatever the job asks for"
 
 
@@ -214,20 +210,73 @@ def test_output_is_kept_up_to_as_many_bytes_as_the_options_say(sqlite_bench: Ben
     assert len(kept) < 100, "with a line that says how much was not kept"
 
 
-async def test_children_are_restarted_and_given_time_as_the_options_say() -> None:
-    supervisor = Supervisor(
-        new_stack(
-            restart_limit=3,
-            restart_period_seconds=7,
-            startup_timeout_seconds=11,
-            cancel_grace_seconds=5,
-            terminate_grace_seconds=6,
-        )
-    )
-    restarts, limits = supervisor.pool._restarts, supervisor.pool.executors[0]._limits
+async def test_children_may_die_as_often_as_the_options_say() -> None:
+    restarts = Supervisor(new_stack(restart_limit=3, restart_period_seconds=7)).pool._restarts
     assert (restarts._limit, restarts._period_seconds) == (3, 7)
-    assert limits.startup_timeout_seconds == 11
-    assert (limits.cancel_grace_seconds, limits.terminate_grace_seconds) == (5, 6)
+
+
+LEAVES_SLOWLY = """
+import os, signal, threading, time
+from chaos_jobs import note
+from durablestack import JobContext, durable_job
+
+@durable_job(name="waits-until-told")
+def when_asked(context: JobContext) -> None:
+    note(context, "start")
+    context.wait_cancelled(60)
+    time.sleep(0.7)
+    note(context, "left")
+
+@durable_job(name="innocent")
+def when_terminated(context: JobContext) -> None:
+    def leave(*_: object) -> None:
+        time.sleep(0.7)
+        note(context, "left")
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, leave)
+    note(context, "start")
+    threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize(
+    ("job_name", "cancel_seconds", "terminate_seconds", "leaves"),
+    [
+        ("waits-until-told", 30, 0, True),
+        ("waits-until-told", 0, 0, False),
+        ("innocent", 0, 30, True),
+        ("innocent", 0, 0, False),
+    ],
+)
+def test_a_run_that_is_to_end_has_as_long_to_leave_as_the_options_say(
+    sqlite_bench: Bench, job_name: str, cancel_seconds: int, terminate_seconds: int, leaves: bool
+) -> None:
+    (sqlite_bench.folder / "leaves_slowly.py").write_text(LEAVES_SLOWLY)
+    settings = {
+        "DURABLESTACK__CANCEL_GRACE_SECONDS": str(cancel_seconds),
+        "DURABLESTACK__TERMINATE_GRACE_SECONDS": str(terminate_seconds),
+    }
+    sqlite_bench.worker(settings=settings, target="leaves_slowly")
+    run_id = sqlite_bench.client.enqueue(job_name)
+    sqlite_bench.until_noted(run_id, "start")
+    sqlite_bench.client.cancel_run(run_id)
+    sqlite_bench.until(run_id, RunStatus.CANCELLED)
+    assert bool(sqlite_bench.notes(run_id, "left")) is leaves
+
+
+@pytest.mark.parametrize(("drain_seconds", "status"), [(30, RunStatus.SUCCEEDED), (0, RunStatus.PENDING)])
+async def test_a_stop_waits_for_runs_as_long_as_the_options_say(drain_seconds: float, status: RunStatus) -> None:
+    stack = new_stack(
+        max_concurrent_runs=1,
+        shutdown_drain_timeout_seconds=drain_seconds,
+        cancel_grace_seconds=0,
+        terminate_grace_seconds=0,
+    )
+    async with supervise(stack):
+        run_id = stack.client.enqueue("sleeps", {"seconds": 1.0})
+        await until(stack, run_id, RunStatus.LEASED)
+    assert (await until(stack, run_id, status)).attempt == (1 if status is RunStatus.SUCCEEDED else 0)
 
 
 @pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
@@ -253,6 +302,14 @@ def test_sqlite_is_as_synchronous_as_the_options_say(tmp_path: Path, synchronous
     with DurableStack(**options) as stack:
         stack.migrate()
         assert stack.store.server_facts()["synchronous"] == pragma
+
+
+def test_sqlite_is_opened_where_the_connection_string_says(tmp_path: Path) -> None:
+    connection_string = f"Data Source={tmp_path / 'durable_stack.db'}"
+    with DurableStack(storage_provider="Sqlite", sqlite={"ConnectionString": connection_string}) as stack:
+        stack.migrate()
+        assert stack.store.durable
+    assert (tmp_path / "durable_stack.db").is_file()
 
 
 def test_a_database_that_does_not_answer_is_given_up_when_the_options_say(tmp_path: Path) -> None:

@@ -136,11 +136,6 @@ def test_what_is_not_meant_for_us_is_not_taken_up() -> None:
     assert (taken._watched, taken._interval_seconds) == (True, 0.3)
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.mark.anyio
 async def test_a_blocked_event_loop_and_a_stuck_heartbeat_are_not_alive(
     manager: Manager, monkeypatch: pytest.MonkeyPatch

@@ -236,18 +236,6 @@ select status, count(*)
 from `durable_stack_job_runs`
 group by status
 
--- RUNS_COUNT_DUE
-select count(*)
-from (
-  select id
-  from `durable_stack_job_runs`
-  where status = 'pending'
-    and scheduled_for_utc <= utc_timestamp(6)
-    and job_name in %(job_names)s
-  order by scheduled_for_utc, id
-  limit %(limit)s
-) as due
-
 -- BACKLOG_SELECT
 select count(*), min(scheduled_for_utc), utc_timestamp(6)
 from (

@@ -232,18 +232,6 @@ select status, count(*)
 from "durable_stack_job_runs"
 group by status
 
--- RUNS_COUNT_DUE
-select count(*)
-from (
-  select id
-  from "durable_stack_job_runs"
-  where status = 'pending'
-    and scheduled_for_utc <= strftime('%Y-%m-%d %H:%M:%f000', 'now')
-    and job_name in (select value from json_each(:job_names))
-  order by scheduled_for_utc, id
-  limit :limit
-) as due
-
 -- BACKLOG_SELECT
 select count(*), min(scheduled_for_utc), strftime('%Y-%m-%d %H:%M:%f000', 'now')
 from (

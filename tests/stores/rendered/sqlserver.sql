@@ -237,18 +237,6 @@ select status, count(*)
 from [durable_stack_job_runs]
 group by status
 
--- RUNS_COUNT_DUE
-select count(*)
-from (
-  select id
-  from [durable_stack_job_runs]
-  where status = 'pending'
-    and scheduled_for_utc <= cast(sysutcdatetime() as datetime2(6))
-    and job_name + N'.' in (select value + N'.' collate Latin1_General_100_BIN2 from openjson(%(job_names)s))
-  order by scheduled_for_utc, id
-  offset 0 rows fetch next %(limit)s rows only
-) as due
-
 -- BACKLOG_SELECT
 select count(*), min(scheduled_for_utc), cast(sysutcdatetime() as datetime2(6))
 from (

@@ -14,7 +14,12 @@ create table {prefix}durable_stack_jobs (
     orphaned_at_utc timestamptz,
     error_message text,
     created_at_utc timestamptz not null,
-    updated_at_utc timestamptz not null
+    updated_at_utc timestamptz not null,
+    -- an instant that Python does not know would spoil every result that it is part of
+    check (
+        coalesce(isfinite(next_run_at_utc), true) and coalesce(isfinite(last_slot_utc), true)
+        and isfinite(seen_at_utc) and coalesce(isfinite(orphaned_at_utc), true)
+    )
 );
 
 create index {prefix}ix_durable_stack_jobs_next on {prefix}durable_stack_jobs (next_run_at_utc);
@@ -23,7 +28,8 @@ create index {prefix}ix_durable_stack_jobs_next on {prefix}durable_stack_jobs (n
 alter table {prefix}durable_stack_job_runs
     add column slot_utc timestamptz,
     add column recurring_job_name varchar(200),
-    add column trace_context text;
+    add column trace_context text,
+    add check (isfinite(scheduled_for_utc) and coalesce(isfinite(slot_utc), true));
 
 create unique index {prefix}ux_durable_stack_job_runs_slot on {prefix}durable_stack_job_runs (job_name, slot_utc)
     where slot_utc is not null;

@@ -1,0 +1,120 @@
+"""How attempts end, as it is written down: by key, in runs that whoever calls has locked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from durablestack.runs import (
+    CANCELLED_MESSAGE,
+    LEASE_EXPIRED,
+    AttemptOutcome,
+    Cancelled,
+    Failed,
+    Failure,
+    Lease,
+    Outcome,
+    Output,
+    Released,
+    RunStatus,
+    Succeeded,
+)
+
+from .contract import ATTEMPTS_KEPT_MAX, ExpiredRun, after_expiry
+from .rows import Rows, error_parameters, output_parameters
+from .session import Session
+
+
+class Recordable(Struct, frozen=True):
+    """An outcome that has shown the lease of its run, and what the run's row says besides, as the database has it."""
+
+    outcome: Outcome
+    started_at: Any
+    cancel_requested: bool
+
+
+def write_outcomes(tx: Session, recordables: Sequence[Recordable]) -> None:
+    """Successes are written together, and so are releases; of the others each has something of its own to tell."""
+    succeeded: list[Succeeded] = []
+    released: list[Released] = []
+    for recordable in recordables:
+        match recordable.outcome:
+            case Succeeded() as outcome:
+                succeeded.append(outcome)
+                if outcome.lease.attempt > 1:
+                    _keep_attempt(tx, outcome.lease, AttemptOutcome.SUCCEEDED, recordable.started_at)
+            case Failed(failure=failure) as outcome:
+                if recordable.cancel_requested and outcome.retry_after is not None:
+                    _write_cancelled(tx, outcome.lease, outcome.output)
+                else:
+                    _write_failed(tx, outcome)
+                _keep_attempt(tx, outcome.lease, AttemptOutcome.FAILED, recordable.started_at, failure)
+            case Released() as outcome if not recordable.cancel_requested:
+                released.append(outcome)
+            case Cancelled() | Released() as outcome:
+                cancelled = outcome if isinstance(outcome, Cancelled) else Cancelled(outcome.lease)
+                _write_cancelled(tx, cancelled.lease, cancelled.output)
+                _keep_attempt(tx, cancelled.lease, AttemptOutcome.CANCELLED, recordable.started_at, cancelled.failure)
+    if succeeded:
+        _write_succeeded(tx, succeeded)
+    if released:
+        tx.run("RUNS_RELEASE", ids=sorted(outcome.lease.run_id for outcome in released))
+
+
+def end_expired_lease(tx: Session, rows: Rows, row: Sequence[Any]) -> ExpiredRun:
+    """Write what becomes of a run whose holder is gone, and the holder's token with it."""
+    id, job_name, attempt, max_attempts, owner, token, started_at, cancel_requested_at = row
+    status, message = after_expiry(attempt, max_attempts, owner, cancel_requested=cancel_requested_at is not None)
+    tx.run(
+        "RUN_EXPIRED_UPDATE",
+        id=id,
+        status=status.value,
+        terminal=int(status.terminal),
+        error_type=None if status is RunStatus.CANCELLED else LEASE_EXPIRED,
+        error_message=message,
+    )
+    lease = Lease(rows.uuid(id), rows.uuid(token), attempt, owner or "")
+    failure = Failure(error_type=LEASE_EXPIRED, error_message=message)
+    _keep_attempt(tx, lease, AttemptOutcome.EXPIRED, started_at, failure)
+    return ExpiredRun(lease.run_id, job_name, attempt, owner, status)
+
+
+def _write_succeeded(tx: Session, succeeded: Sequence[Succeeded]) -> None:
+    tx.run("RUNS_SUCCEED", ids=sorted(outcome.lease.run_id for outcome in succeeded))
+    with_output = (outcome for outcome in succeeded if outcome.output)
+    tx.run_many("RUN_OUTPUT_UPDATE", ({"id": o.lease.run_id, **output_parameters(o.output)} for o in with_output))
+
+
+def _write_failed(tx: Session, outcome: Failed) -> None:
+    parameters = {
+        "id": outcome.lease.run_id,
+        **error_parameters(outcome.failure),
+        **output_parameters(outcome.output),
+    }
+    if outcome.retry_after is None:
+        tx.run("RUN_FAIL", **parameters)
+    else:
+        tx.run("RUN_RETRY", **parameters, seconds=outcome.retry_after.total_seconds())
+
+
+def _write_cancelled(tx: Session, lease: Lease, output: Output) -> None:
+    tx.run("RUN_CANCEL_LEASED", id=lease.run_id, error_message=CANCELLED_MESSAGE, **output_parameters(output))
+
+
+def _keep_attempt(
+    tx: Session, lease: Lease, outcome: AttemptOutcome, started_at: Any, failure: Failure | None = None
+) -> None:
+    tx.run(
+        "ATTEMPT_INSERT",
+        run_id=lease.run_id,
+        attempt=lease.attempt,
+        worker_name=lease.worker_name,
+        started_at=started_at,
+        outcome=outcome.value,
+        signal=failure.signal if failure else None,
+        **error_parameters(failure),
+    )
+    if lease.attempt > ATTEMPTS_KEPT_MAX:
+        tx.run("ATTEMPTS_FORGET", run_id=lease.run_id, attempt=lease.attempt - ATTEMPTS_KEPT_MAX)
