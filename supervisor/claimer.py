@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from collections.abc import Collection
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 _BACKOFF_SECONDS_FIRST = 0.5
 _BACKOFF_SECONDS_MAX = 5.0
 _LOOK_FOR_EXPIRED_SECONDS = 0.5
+_DUE_AFTER_SECONDS = 0.01  # the database counts from its own commit
 
 
 class Claimer:
@@ -71,6 +73,11 @@ class Claimer:
     def unanswered(self) -> bool:
         """Whether the last claim failed."""
         return self._failures_in_a_row > 0
+
+    def wake_after(self, delay: timedelta) -> None:
+        """There will be something to claim. What is further off than the next poll is left to it."""
+        if delay.total_seconds() < self._poll_interval_seconds:
+            asyncio.get_running_loop().call_later(delay.total_seconds() + _DUE_AFTER_SECONDS, self.wake)
 
     async def run(self) -> None:
         while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -19,7 +20,7 @@ from durablestack.stack import DurableStack
 
 from .control import run_with_signals
 from .embedded import the_one_in
-from .logs import LogThread
+from .logs import LineFormatter, LogThread
 from .process import end_fork_server
 from .status import log_handler, show_status, summary
 from .systemd import Systemd
@@ -80,7 +81,13 @@ def _supervise(targets: tuple[str, ...], changes: dict[str, Any], *, plain: bool
         with DurableStack.load(targets, **changes) as stack:
             _warn_of_memory(stack)
             supervisor = Supervisor(stack)
-            anyio.run(_run, supervisor, console if live else None, systemd)
+
+            def leave_now() -> None:
+                log.warning("the database does not answer: leaving what cannot be written to the expiry of its lease")
+                log_thread.close()
+                _leave(EXIT_UNRECORDED if supervisor.completer.unrecorded else 0)
+
+            anyio.run(_run, supervisor, console if live else None, systemd, leave_now)
         log.log(logging.WARNING if live else logging.INFO, "%s", summary(supervisor))
     except BaseException as error:
         code = _exit_code(error)
@@ -98,19 +105,21 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-async def _run(supervisor: Supervisor, console: Console | None, systemd: Systemd | None) -> None:
+async def _run(
+    supervisor: Supervisor, console: Console | None, systemd: Systemd | None, leave: Callable[[], None]
+) -> None:
     async with anyio.create_task_group() as tasks:
         if systemd is not None:
             tasks.start_soon(systemd.run, supervisor)
         if console is not None:
             tasks.start_soon(show_status, supervisor, console)
-        await run_with_signals(supervisor)
+        await run_with_signals(supervisor, leave)
         tasks.cancel_scope.cancel()
 
 
 def _log_to(console: Console, *, live: bool, level: int) -> LogThread:
     handler = log_handler(console) if live else logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s" if live else "%(asctime)s %(levelname)-7s %(message)s"))
+    handler.setFormatter(LineFormatter("%(message)s" if live else "%(asctime)s %(levelname)-7s %(message)s"))
     for noisy in ("asyncio", "psycopg", "psycopg.pool"):  # their news reach us as errors, once
         logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.getLogger("durablestack.events").setLevel(logging.INFO)  # who asked for them wants to see them

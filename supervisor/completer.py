@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -19,10 +19,12 @@ from msgspec.structs import replace
 
 from durablestack.errors import StoreError, StoreUnavailable
 from durablestack.events import EventType
+from durablestack.options import Secret
 from durablestack.runs import CANCELLED_MESSAGE, Cancelled, Failed, Failure, Outcome, Output, Released, Run, Succeeded
 from durablestack.stores.contract import Store
 from durablestack.text import clean
 
+from . import verdict
 from .bus import NOT_BEGUN, Course, Emit
 from .door import ask_store
 from .leases import LeaseTable
@@ -48,13 +50,17 @@ class Counts(Struct):
 class Completer:
     """Runs until it is told that no more comes, and nothing is left to write."""
 
-    def __init__(self, store: Store, leases: LeaseTable, *, room_for: int, emit: Emit) -> None:
+    def __init__(
+        self, store: Store, leases: LeaseTable, *, room_for: int, emit: Emit, secrets: Collection[Secret] = ()
+    ) -> None:
         self.counts = Counts()
         self.on_recorded: Callable[[Run], None] = lambda run: None
+        self.on_retry: Callable[[timedelta], None] = lambda delay: None
         self._store = store
         self._leases = leases
         self._room_for = room_for
         self._emit = emit
+        self._secrets = secrets
         # bounded by the claimer, which claims nothing while there is no room
         self._waiting: list[tuple[Run, Outcome, Course]] = []
         self._more = anyio.Event()
@@ -64,6 +70,8 @@ class Completer:
     # --- told by the pool and asked by the claimer, on the event loop
 
     def record(self, run: Run, outcome: Outcome, course: Course = NOT_BEGUN) -> None:
+        if self._secrets:
+            outcome = verdict.redacted(outcome, self._secrets)
         self._waiting.append((run, outcome, course))
         self._more.set()
 
@@ -141,6 +149,7 @@ class Completer:
                 self._emit(EventType.JOB_FAILED, run, course=course, failure=failure)
             case Failed(failure=failure, retry_after=timedelta() as delay):
                 self.counts.retried += 1
+                self.on_retry(delay)
                 what = f"{failure.error_type}: {failure.error_message}"
                 log.warning("attempt failed, retry in %.3g s: %s error=%s", delay.total_seconds(), names, what)
                 retry_at = datetime.now(UTC) + delay

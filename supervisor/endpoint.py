@@ -56,7 +56,9 @@ class Endpoint:
 
     async def _listen(self) -> asyncio.Server:
         try:
-            server = await asyncio.start_server(self._connected, self.host, self.port, limit=_HEAD_BYTES_MAX)
+            server = await asyncio.start_server(
+                self._connected, self.host, self.port, limit=_HEAD_BYTES_MAX, backlog=_CONNECTIONS_MAX
+            )
         except (OSError, UnicodeError) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise OptionsError(f"monitoring.port = {self.port}: cannot listen on {self.host!r}: {why}") from None

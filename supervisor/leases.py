@@ -106,7 +106,10 @@ class LeaseTable:
                 if lease.run_id in kept:
                     held.trusted_until = asked_at + trust_seconds(duration)
                 else:
-                    lost.append(self._lose(held))
+                    # of one whose outcome is being recorded, perhaps it has been: whoever records it is told
+                    is_executing, lease = held.kill is not None, self._lose(held)
+                    if is_executing:
+                        lost.append(lease)
         return lost
 
     def lose_distrusted(self) -> list[Lease]:

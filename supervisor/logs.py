@@ -8,6 +8,8 @@ from logging.handlers import QueueHandler, QueueListener
 
 _LINES_WAITING_MAX = 10_000
 _LAST_LINES_WITHIN_SECONDS = 2.0
+_ESCAPED = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
+_ESCAPED |= {ord("\n"): "\n    ", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 
 class _DroppingHandler(QueueHandler):
@@ -27,6 +29,13 @@ class _DroppingHandler(QueueHandler):
         if self._dropped and self._lines.qsize() < _LINES_WAITING_MAX // 2:
             dropped, self._dropped = self._dropped, 0
             logging.getLogger(__name__).warning("%d log lines were dropped: nobody read them in time", dropped)
+
+
+class LineFormatter(logging.Formatter):
+    """What a job says of its error can neither pass for a line of ours nor speak to the terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return super().formatMessage(record).translate(_ESCAPED)
 
 
 class LogThread:

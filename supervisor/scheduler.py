@@ -15,7 +15,7 @@ from datetime import timedelta
 import anyio
 from msgspec.structs import replace
 
-from durablestack.errors import ScheduleError, StoreError
+from durablestack.errors import DurableStackError, ScheduleError, SchemaError, StoreError, StoreUnavailable
 from durablestack.jobs import JobRegistry
 from durablestack.options import OrphanedJobBehavior, RecurringOptions
 from durablestack.runs import Run
@@ -126,7 +126,9 @@ class Scheduler:
         """Make the run of a slot that is due, if nobody else does and it need not wait."""
         try:
             run = await ask_store(self._store.materialize_recurring_run, job_name, self._slot_due)
-        except ScheduleError as error:
+        except (StoreUnavailable, SchemaError):
+            raise
+        except (ScheduleError, StoreError) as error:  # of this schedule: it must not hold up the others
             await self._report(job_name, error)
             return False
         self._told.pop(job_name, None)
@@ -174,13 +176,15 @@ class Scheduler:
     async def _change(self, job_name: str, change: ChangeSchedule) -> Schedule | None:
         try:
             return await ask_store(self._store.change_schedule, job_name, change)
-        except ScheduleError as error:
+        except (StoreUnavailable, SchemaError):
+            raise
+        except (ScheduleError, StoreError) as error:
             await self._report(job_name, error)
             return None
 
     # --- trouble
 
-    async def _report(self, job_name: str, error: ScheduleError) -> None:
+    async def _report(self, job_name: str, error: DurableStackError) -> None:
         """Tell of a schedule that cannot be read, once for each reason, where it is stored too."""
         text = str(error)[:_ERROR_MESSAGE_LENGTH_MAX]
         if self._told.get(job_name) == text:

@@ -47,7 +47,12 @@ class Systemd:
         )
         if not address.startswith(("/", "@")):
             return None
-        watched = microseconds.isdecimal() and int(microseconds) > 0 and pid in ("", str(os.getpid()))
+        watched = (
+            microseconds.isdecimal()
+            and len(microseconds) <= 18
+            and int(microseconds) > 0
+            and pid in ("", str(os.getpid()))
+        )
         return cls(address, int(microseconds) / 1e6 if watched else None)
 
     async def run(self, supervisor: Supervisor) -> None:

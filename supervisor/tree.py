@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -90,7 +91,11 @@ class Supervisor:
         self.bus = Bus(options, [*stack.event_sinks, self.tally] if self._monitored else stack.event_sinks)
         self.leases = LeaseTable()
         self.completer = Completer(
-            self._store, self.leases, room_for=10 * options.max_concurrent_runs, emit=self.bus.emit
+            self._store,
+            self.leases,
+            room_for=10 * options.max_concurrent_runs,
+            emit=self.bus.emit,
+            secrets=options.secrets(),
         )
         self._starter = Starter(
             options.start_method,
@@ -135,6 +140,7 @@ class Supervisor:
             on_enqueued=self.claimer.wake,
         )
         self.completer.on_recorded = self.scheduler.run_ended
+        self.completer.on_retry = self.claimer.wake_after
         self.sweeper = Sweeper(
             self._upkeep_store,
             run_retention=timedelta(seconds=options.run_retention_seconds),
@@ -282,10 +288,10 @@ class Supervisor:
     async def _tell_last_events(self) -> None:
         with anyio.CancelScope(shield=True):  # bounded, and in a thread that nobody else can keep from us
             await to_thread.run_sync(self.bus.close, _LAST_EVENTS_WITHIN_SECONDS, limiter=anyio.CapacityLimiter(1))
-            with anyio.move_on_after(2 * _FLUSH_WITHIN_SECONDS):  # an exporter may think little of the time it has
-                await to_thread.run_sync(
-                    tracing.flush, _FLUSH_WITHIN_SECONDS, limiter=anyio.CapacityLimiter(1), abandon_on_cancel=True
-                )
+            # an exporter may think little of the time it has, and must not keep the process either
+            flushing = threading.Thread(target=tracing.flush, args=(_FLUSH_WITHIN_SECONDS,), daemon=True)
+            flushing.start()
+            await to_thread.run_sync(flushing.join, 2 * _FLUSH_WITHIN_SECONDS, limiter=anyio.CapacityLimiter(1))
 
     def _close(self) -> None:
         self._starter.unstick()

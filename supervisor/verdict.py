@@ -6,11 +6,13 @@ after it noticed that it should end is giving up, and counts as what was wanted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from enum import StrEnum
 
-from durablestack.options import CrashedRunPolicy
+from msgspec.structs import replace
+
+from durablestack.options import CrashedRunPolicy, Secret, redact, without_known
 from durablestack.runs import Cancelled, Failed, Failure, Outcome, Output, Released, Run, Succeeded
 from durablestack.text import ERROR_DETAIL_LENGTH_MAX, clean
 
@@ -99,3 +101,24 @@ def _crashed(death: Death, output: Output) -> Failure:
 def _stderr(output: Output) -> str | None:
     """The end of standard error: after a crash or a dump request the Python stack stands there."""
     return clean(output.stderr_tail, ERROR_DETAIL_LENGTH_MAX) if output.stderr_tail else None
+
+
+def redacted(outcome: Outcome, secrets: Collection[Secret]) -> Outcome:
+    """The outcome without our own secrets: a job may have met them in its environment, and told."""
+    match outcome:
+        case Failed(failure=failure):
+            told = replace(
+                failure,
+                error_message=redact(failure.error_message, secrets),
+                error_detail=failure.error_detail and redact(failure.error_detail, secrets),
+            )
+            return replace(outcome, failure=told, output=_redacted_output(outcome.output, secrets))
+        case Succeeded() | Cancelled() if outcome.output:
+            return replace(outcome, output=_redacted_output(outcome.output, secrets))
+        case _:
+            return outcome
+
+
+def _redacted_output(output: Output, secrets: Collection[Secret]) -> Output:
+    stdout, stderr = output.stdout_tail, output.stderr_tail
+    return Output(stdout and without_known(stdout, secrets), stderr and without_known(stderr, secrets))

@@ -316,3 +316,9 @@ def kills_the_supervisor(supervisor_pid: int, context: JobContext) -> None:
     if context.attempt == 1:
         os.kill(supervisor_pid, signal.SIGKILL)
         time.sleep(60)
+
+
+@durable_job(name="tells", max_attempts=1)
+def tells(secret: str) -> None:
+    print(f"it is {secret}")
+    raise RuntimeError(f"it is {secret}")

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import random
+import socket
 import ssl
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from urllib.parse import quote, urlsplit
 from uuid import uuid4
@@ -26,6 +28,7 @@ from .event import Event
 log = logging.getLogger(__name__)
 
 _TIMEOUT_SECONDS = 10.0
+_POST_WITHIN_SECONDS = 30.0
 _BACKOFF_SECONDS_FIRST = 0.5
 _BACKOFF_SECONDS_MAX = 30.0
 _BACKOFF_SECONDS_CLOSING = 0.2
@@ -92,7 +95,7 @@ class IngestionSink:
                 status = self._post(batch.body)
             except (OSError, HTTPException) as error:
                 self._disconnect()
-                why = f"{type(error).__name__}: {error}"
+                why = f"{type(error).__name__}: {str(error)!r}"
                 continue
             if 200 <= status < 300:
                 return
@@ -112,11 +115,20 @@ class IngestionSink:
             "X-DurableStack-ClientSecret": self._client_secret.reveal(),
             "X-Correlation-Id": str(uuid4()),
         }
-        self._connection.request("POST", self._path, body, headers)
-        answer = self._connection.getresponse()
-        answer.read(_ANSWER_BYTES_MAX)
+        connection = self._connection
+        too_long = threading.Timer(_POST_WITHIN_SECONDS, _shut, [connection])
+        too_long.daemon = True
+        too_long.start()
+        try:
+            connection.request("POST", self._path, body, headers)
+            answer = connection.getresponse()
+            answer.read(_ANSWER_BYTES_MAX)
+        finally:
+            too_long.cancel()
         if not answer.isclosed():  # it goes on and on
             self._disconnect()
+        if answer.status < 200:
+            raise HTTPException(f"an answer of status {answer.status}, and no other")
         return answer.status
 
     def _connect(self) -> HTTPConnection:
@@ -138,6 +150,14 @@ class IngestionSink:
     def _lost(self, count: int, why: str) -> None:
         if told := self._losses.count(count):
             log.warning("%d events were not taken by %s, and are dropped: %s", told, self._host, why)
+
+
+def _shut(connection: HTTPConnection) -> None:
+    """Whoever reads from it reads an end."""
+    sock = connection.sock
+    if sock is not None:
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
 
 
 def _sendable(name: str, credential: str) -> str:

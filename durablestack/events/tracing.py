@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from uuid import UUID
@@ -49,8 +49,11 @@ class ExecutionSpan:
             return
         from opentelemetry.trace import Status, StatusCode
 
-        self._span.set_attribute("error.type", error_type)
-        self._span.set_status(Status(StatusCode.ERROR, error_message))
+        try:
+            self._span.set_attribute("error.type", error_type)
+            self._span.set_status(Status(StatusCode.ERROR, error_message))
+        except Exception:
+            log.warning("the span could not be told of the error", exc_info=True)
 
 
 class Execution(Struct, frozen=True, kw_only=True):
@@ -72,26 +75,33 @@ def sending(job_name: str, count: int) -> Iterator[str | None]:
     from opentelemetry import trace
 
     attributes: dict[str, Any] = {**_messaging(job_name, "send"), "messaging.batch.message_count": count}
-    tracer = trace.get_tracer(SOURCE)
-    with tracer.start_as_current_span(f"send {job_name}", kind=trace.SpanKind.PRODUCER, attributes=attributes):
-        yield _injected()
+    with _spanned(
+        lambda: trace.get_tracer(SOURCE).start_as_current_span(
+            f"send {job_name}", kind=trace.SpanKind.PRODUCER, attributes=attributes
+        )
+    ) as span:
+        yield None if span is None else _injected()
 
 
 @contextmanager
 def executing(execution: Execution, relation: TraceRelation) -> Iterator[ExecutionSpan]:
-    """A span round the execution of an attempt, linked to whoever enqueued the run, or as its child.
-
-    What a tracer of the application does wrong costs the span, not the run.
-    """
+    """A span round the execution of an attempt, linked to whoever enqueued the run, or as its child."""
     if not loaded():
         yield ExecutionSpan()
         return
-    span, leave = ExecutionSpan(), None
+    with _spanned(lambda: _execution_span(execution, relation)) as span:
+        yield ExecutionSpan(span)
+
+
+@contextmanager
+def _spanned(start: Callable[[], AbstractContextManager[Any]]) -> Iterator[Any]:
+    """A span round the block, if there can be one: what a tracer of the application does wrong costs no run."""
+    span, leave = None, None
     try:
-        current = _current_span(execution, relation)
-        span, leave = ExecutionSpan(current.__enter__()), current.__exit__
+        current = start()
+        span, leave = current.__enter__(), current.__exit__
     except Exception:
-        log.warning("no span: run_id=%s", execution.run_id, exc_info=True)
+        log.warning("there is no span, the tracer failed", exc_info=True)
     try:
         yield span
     finally:
@@ -99,10 +109,10 @@ def executing(execution: Execution, relation: TraceRelation) -> Iterator[Executi
             if leave is not None:
                 leave(None, None, None)
         except Exception:
-            log.warning("the span was not ended: run_id=%s", execution.run_id, exc_info=True)
+            log.warning("a span was not ended, the tracer failed", exc_info=True)
 
 
-def _current_span(execution: Execution, relation: TraceRelation) -> AbstractContextManager[Any]:
+def _execution_span(execution: Execution, relation: TraceRelation) -> AbstractContextManager[Any]:
     from opentelemetry import trace
 
     origin = _extracted(execution.trace_context)
@@ -152,7 +162,10 @@ def _injected() -> str | None:
     from opentelemetry import propagate
 
     carrier: dict[str, str] = {}
-    propagate.inject(carrier)
+    try:
+        propagate.inject(carrier)
+    except Exception:
+        log.warning("the trace cannot be carried on, the propagator failed", exc_info=True)
     text = msgspec.json.encode(carrier).decode()
     return text if carrier and len(text) <= _TRACE_CONTEXT_LENGTH_MAX else None
 

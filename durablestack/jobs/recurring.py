@@ -17,7 +17,6 @@ _MARK = "__recurring_job__"
 
 def recurring_job(
     cron: str | None = None,
-    /,
     *,
     every: timedelta | None = None,
     time_zone: str = "UTC",

@@ -31,7 +31,7 @@ from .groups import (
     SqlServerOptions,
 )
 from .options import DurableStackOptions, default_worker_name
-from .secret import MASK, Secret, mask_secrets, redact
+from .secret import MASK, Secret, mask_secrets, redact, without_known
 
 __all__ = [
     "MASK",
@@ -61,4 +61,5 @@ __all__ = [
     "mask_secrets",
     "parse_connection_string",
     "redact",
+    "without_known",
 ]

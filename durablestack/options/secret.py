@@ -68,13 +68,19 @@ _ASSIGNED = re.compile(
 )
 
 
+def without_known(text: str, secrets: Iterable[Secret | str]) -> str:
+    """`text` without the known secrets, those of fewer than 4 characters excepted."""
+    for known in sorted(_spellings(secrets), key=len, reverse=True):
+        text = text.replace(known, MASK)
+    return text
+
+
 def redact(text: str, secrets: Iterable[Secret | str] = ()) -> str:
     """`text` without the known secrets, without `://user:password@`, and without what follows `password=`.
 
     Rather removes too much than too little. Known secrets of fewer than 4 characters are only found in those places.
     """
-    for known in sorted(_spellings(secrets), key=len, reverse=True):
-        text = text.replace(known, MASK)
+    text = without_known(text, secrets)
     if "://" in text:
         text = _WORDS.sub(_without_user_info, text)
     return _ASSIGNED.sub(rf"\1{MASK}", text)

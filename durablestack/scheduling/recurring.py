@@ -190,7 +190,9 @@ def rescheduled(changed: Schedule, before: Schedule | None, now: datetime) -> Sc
         return replace(changed, next_run_at=None)
     if before is not None and before.enabled and before.next_run_at is not None and _recurs_alike(changed, before):
         return changed
-    return replace(changed, next_run_at=trigger_of(changed).next_after(now), error_message=None)
+    # a slot that lies ahead was dealt with while the clock was wrong: it must not hold up what is asked for now
+    last_slot = changed.last_slot if changed.last_slot is not None and changed.last_slot <= now else None
+    return replace(changed, next_run_at=trigger_of(changed).next_after(now), last_slot=last_slot, error_message=None)
 
 
 def _recurs_alike(one: Schedule, other: Schedule) -> bool:

@@ -66,6 +66,7 @@ def write_outcomes(tx: Session, recordables: Sequence[Recordable]) -> None:
 def end_expired_lease(tx: Session, rows: Rows, row: Sequence[Any]) -> ExpiredRun:
     """Write what becomes of a run whose holder is gone, and the holder's token with it."""
     id, job_name, attempt, max_attempts, owner, token, started_at, cancel_requested_at = row
+    lease = Lease(rows.uuid(id), rows.uuid(token), attempt, owner or "")  # before anything is written
     status, message = after_expiry(attempt, max_attempts, owner, cancel_requested=cancel_requested_at is not None)
     tx.run(
         "RUN_EXPIRED_UPDATE",
@@ -75,7 +76,6 @@ def end_expired_lease(tx: Session, rows: Rows, row: Sequence[Any]) -> ExpiredRun
         error_type=None if status is RunStatus.CANCELLED else LEASE_EXPIRED,
         error_message=message,
     )
-    lease = Lease(rows.uuid(id), rows.uuid(token), attempt, owner or "")
     failure = Failure(error_type=LEASE_EXPIRED, error_message=message)
     _keep_attempt(tx, lease, AttemptOutcome.EXPIRED, started_at, failure)
     return ExpiredRun(lease.run_id, job_name, attempt, owner, status)

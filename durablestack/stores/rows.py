@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from durablestack.errors import StoreError
@@ -14,6 +15,8 @@ from durablestack.schedules import Schedule
 from .contract import Claim
 from .dialects import Dialect
 from .statements import ATTEMPT_COLUMNS, JOB_COLUMNS, RUN_COLUMNS
+
+log = logging.getLogger(__name__)
 
 _RUN_FIELDS = tuple(column.strip().removesuffix("_utc") for column in RUN_COLUMNS.split(","))
 _ATTEMPT_FIELDS = tuple(column.strip().removesuffix("_utc") for column in ATTEMPT_COLUMNS.split(","))
@@ -34,6 +37,14 @@ _INSTANTS = {
     "updated_at",
 }
 _UUIDS = {"id", "run_id", "lease_token", "requeued_from"}
+_UNREADABLE = (ValueError, TypeError, AttributeError, OverflowError)
+_TOLD_MAX = 1_000
+
+Value = TypeVar("Value")
+
+
+class UnreadableRow(StoreError):
+    """A row that was altered by hand, or damaged: there is nothing to be made of it."""
 
 
 class Rows:
@@ -41,52 +52,87 @@ class Rows:
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
+        self._told: set[str] = set()
+
+    def readable(self, rows: Iterable[Sequence[Any]], read: Callable[[Sequence[Any]], Value]) -> list[Value]:
+        """What can be read of these; of the others it is told once in the log: they must not hide the rest."""
+        values: list[Value] = []
+        for row in rows:
+            try:
+                values.append(read(row))
+            except UnreadableRow as error:
+                self.tell(error)
+        return values
+
+    def tell(self, error: UnreadableRow) -> None:
+        text = str(error)
+        if text not in self._told:
+            if len(self._told) >= _TOLD_MAX:
+                self._told.clear()
+            self._told.add(text)
+            log.error("%s", text)
 
     def run(self, row: Sequence[Any]) -> Run:
-        fields = self._decoded(_RUN_FIELDS, row)
-        return Run(**{**fields, "status": RunStatus(fields["status"])})
+        try:
+            fields = self._decoded(_RUN_FIELDS, row)
+            return Run(**{**fields, "status": RunStatus(fields["status"])})
+        except _UNREADABLE as error:
+            raise _unreadable(row, error) from error
 
     def attempt(self, row: Sequence[Any]) -> Attempt:
-        fields = self._decoded(_ATTEMPT_FIELDS, row)
-        return Attempt(**{**fields, "outcome": AttemptOutcome(fields["outcome"])})
+        try:
+            fields = self._decoded(_ATTEMPT_FIELDS, row)
+            return Attempt(**{**fields, "outcome": AttemptOutcome(fields["outcome"])})
+        except _UNREADABLE as error:
+            raise _unreadable(row, error) from error
 
     def claimed_run(self, row: Sequence[Any], claim: Claim) -> Run:
         """The run as the claim that read the row has left it."""
         id, job_name, payload, scheduled_for, attempt, max_attempts, created_at, slot, trace_context = row
-        return Run(
-            id=self.uuid(id),
-            job_name=job_name,
-            status=RunStatus.LEASED,
-            payload=payload,
-            scheduled_for=self.instant(scheduled_for),
-            attempt=attempt + 1,
-            max_attempts=max_attempts,
-            created_at=self.instant(created_at),
-            lease_owner=claim.worker_name,
-            lease_token=claim.lease_token,
-            slot=self._dialect.to_datetime(slot),
-            trace_context=trace_context,
-        )
+        try:
+            return Run(
+                id=self.uuid(id),
+                job_name=job_name,
+                status=RunStatus.LEASED,
+                payload=payload,
+                scheduled_for=self.instant(scheduled_for),
+                attempt=int(attempt) + 1,
+                max_attempts=int(max_attempts),
+                created_at=self.instant(created_at),
+                lease_owner=claim.worker_name,
+                lease_token=claim.lease_token,
+                slot=self._dialect.to_datetime(slot),
+                trace_context=trace_context,
+            )
+        except _UNREADABLE as error:
+            raise _unreadable(row, error) from error
 
     def schedule(self, row: Sequence[Any]) -> Schedule:
-        fields = self._decoded(_SCHEDULE_FIELDS, row)
+        try:
+            fields = self._decoded(_SCHEDULE_FIELDS, row)
+        except _UNREADABLE as error:
+            raise _unreadable(row, error) from error
         every_seconds = fields.pop("every_seconds")
         flags = {name: bool(fields[name]) for name in ("enabled", "allow_concurrent_runs")}
         return Schedule(**{**fields, **flags, "every": _interval(every_seconds)})
 
     def uuid(self, value: Any) -> UUID:
-        uuid = self._dialect.to_uuid(value)
+        uuid = self.uuid_or_none(value)
         if uuid is None:
-            raise StoreError("a row without an id, or a leased row without a token: the table was altered by hand")
+            raise UnreadableRow(f"{value!r} is no id and no token: the table was altered by hand")
         return uuid
 
     def uuid_or_none(self, value: Any) -> UUID | None:
-        return self._dialect.to_uuid(value)
+        """None also for what is no id: it is not equal to any of ours."""
+        try:
+            return self._dialect.to_uuid(value)
+        except _UNREADABLE:
+            return None
 
     def instant(self, value: Any) -> datetime:
         instant = self._dialect.to_datetime(value)
         if instant is None:
-            raise StoreError("a row without the instant that it must have: the table was altered by hand")
+            raise UnreadableRow("a row without the instant that it must have: the table was altered by hand")
         return instant
 
     def _decoded(self, names: Sequence[str], row: Sequence[Any]) -> dict[str, Any]:
@@ -99,6 +145,10 @@ class Rows:
             else:
                 fields[name] = value
         return fields
+
+
+def _unreadable(row: Sequence[Any], error: Exception) -> UnreadableRow:
+    return UnreadableRow(f"the row {row[0]!r} cannot be read, it was altered by hand or damaged: {error}")
 
 
 def _interval(seconds: Any) -> timedelta | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,8 +11,20 @@ from uuid import UUID
 
 from durablestack.errors import ScheduleError
 from durablestack.ids import new_run_id
-from durablestack.runs import CANCELLED_MESSAGE, Attempt, Lease, NewRun, Outcome, Released, Run, RunStatus
+from durablestack.runs import (
+    CANCELLED_MESSAGE,
+    Attempt,
+    Failure,
+    Lease,
+    NewRun,
+    Outcome,
+    Output,
+    Released,
+    Run,
+    RunStatus,
+)
 from durablestack.schedules import Schedule
+from durablestack.text import ERROR_MESSAGE_LENGTH_MAX, clean
 
 from . import migrate
 from .connections import Connections, Transaction
@@ -29,7 +41,15 @@ from .contract import (
 )
 from .dialects import Dialect
 from .outcomes import Recordable, end_expired_lease, write_outcomes
-from .rows import Rows, new_run_parameters, schedule_parameters
+from .rows import (
+    Rows,
+    UnreadableRow,
+    Value,
+    error_parameters,
+    new_run_parameters,
+    output_parameters,
+    schedule_parameters,
+)
 from .session import Session
 from .statements import TEMPLATES
 
@@ -86,25 +106,38 @@ class SqlStore:
     def claim_due_runs(self, claim: Claim) -> Claimed:
         with self._transaction() as tx:
             rows = tx.fetch("RUNS_EXPIRED_SELECT", limit=EXPIRED_PER_CLAIM_MAX) if claim.end_expired else []
-            expired = [end_expired_lease(tx, self._rows, row) for row in rows]
-            due = tx.fetch("RUNS_DUE_SELECT", job_names=list(claim.job_names), limit=claim.batch_size)
-            if due:
-                due = self._lease(tx, due, claim)
-        return Claimed([self._rows.claimed_run(row, claim) for row in due], expired)
+            expired = self._each(tx, rows, lambda row: end_expired_lease(tx, self._rows, row))
+            rows = tx.fetch("RUNS_DUE_SELECT", job_names=list(claim.job_names), limit=claim.batch_size)
+            runs = self._each(tx, rows, lambda row: self._rows.claimed_run(row, claim))
+            if runs:
+                runs = self._lease(tx, runs, claim)
+        return Claimed(runs, expired)
 
-    def _lease(self, tx: Session, due: list[tuple[Any, ...]], claim: Claim) -> list[tuple[Any, ...]]:
+    def _each(self, tx: Session, rows: list[tuple[Any, ...]], read: Callable[[tuple[Any, ...]], Value]) -> list[Value]:
+        """What is made of each run; one whose row cannot be read fails for good, or no claim would get past it."""
+        values: list[Value] = []
+        for row in rows:
+            try:
+                values.append(read(row))
+            except UnreadableRow as error:
+                self._rows.tell(error)
+                failure = Failure(error_type="UnreadableRow", error_message=clean(str(error), ERROR_MESSAGE_LENGTH_MAX))
+                tx.run("RUN_FAIL", id=row[0], **error_parameters(failure), **output_parameters(Output()))
+        return values
+
+    def _lease(self, tx: Session, runs: list[Run], claim: Claim) -> list[Run]:
         """Lease the runs whose rows we have locked; where the database may think little of locks, those that were."""
         parameters = {
-            "ids": [row[0] for row in due],
+            "ids": [run.id for run in runs],
             "worker_name": claim.worker_name,
             "lease_token": claim.lease_token,
             "seconds": claim.lease_duration.total_seconds(),
         }
         if not self.dialect.tells_leased:
             tx.run("RUNS_LEASE", **parameters)
-            return due
+            return runs
         leased = {self._rows.uuid(row[0]) for row in tx.fetch("RUNS_LEASE", **parameters)}
-        return [row for row in due if self._rows.uuid(row[0]) in leased]
+        return [run for run in runs if run.id in leased]
 
     def release_claim(self, lease_token: UUID) -> set[UUID]:
         with self._read() as tx:
@@ -123,7 +156,7 @@ class SqlStore:
         with self._transaction() as tx:
             for id, status, lease_token, _, _, cancel_requested_at in self._lock(tx, {run_id for run_id, _ in shown}):
                 run_id = self._rows.uuid(id)
-                if status == RunStatus.LEASED and (run_id, self._rows.uuid(lease_token)) in shown:
+                if status == RunStatus.LEASED and (run_id, self._rows.uuid_or_none(lease_token)) in shown:
                     held.add(run_id)
                     if cancel_requested_at is not None:
                         cancel_requested.add(run_id)
@@ -137,7 +170,7 @@ class SqlStore:
         shown = {(lease.run_id, lease.token) for lease in leases}
         with self._read() as tx:
             rows = tx.fetch("CANCEL_REQUESTS_SELECT", ids=sorted({run_id for run_id, _ in shown}))
-        wanted = {(self._rows.uuid(id), self._rows.uuid(token)) for id, token in rows}
+        wanted = {(self._rows.uuid(id), self._rows.uuid_or_none(token)) for id, token in rows}
         return {run_id for run_id, _ in wanted & shown}
 
     def _lock(self, tx: Session, ids: Collection[UUID]) -> list[tuple[Any, ...]]:
@@ -223,7 +256,7 @@ class SqlStore:
         filters = {"status": status and status.value, "job_name": job_name}
         with self._read() as tx:
             rows = tx.fetch(name, limit=take, **{key: value for key, value in filters.items() if value is not None})
-        return [self._rows.run(row) for row in rows]
+        return self._rows.readable(rows, self._rows.run)
 
     def count_runs(self) -> dict[RunStatus, int]:
         with self._read() as tx:
@@ -252,12 +285,12 @@ class SqlStore:
 
     def list_schedules(self) -> list[Schedule]:
         with self._read() as tx:
-            return [self._rows.schedule(row) for row in tx.fetch("JOBS_SELECT")]
+            return self._rows.readable(tx.fetch("JOBS_SELECT"), self._rows.schedule)
 
     def next_schedules(self, job_names: Collection[str], within: timedelta) -> tuple[datetime, list[Schedule]]:
         with self._read() as tx:
             rows = tx.fetch("JOBS_SELECT_NEXT", job_names=list(job_names), seconds=within.total_seconds())
-            return self._now(tx), [self._rows.schedule(row) for row in rows]
+            return self._now(tx), self._rows.readable(rows, self._rows.schedule)
 
     def keep_schedules_seen(self, job_names: Collection[str], every: timedelta) -> None:
         with self._transaction() as tx:

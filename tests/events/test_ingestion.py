@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -245,3 +246,44 @@ def test_pauses_between_tries_grow_and_end_when_all_is_to_end(
     pauses.clear()
     posting.emit([told()])
     assert all(pause * 1.2 < following for pause, following in itertools.pairwise(pauses))
+
+
+def test_a_preliminary_answer_is_not_taken_for_the_answer(caplog: pytest.LogCaptureFixture) -> None:
+    answers = [b"HTTP/1.1 103 Early Hints\r\n\r\n", b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            for answer in answers:
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(answer)
+
+        serving = threading.Thread(target=serve, daemon=True)
+        serving.start()
+        sink(f"http://127.0.0.1:{server.getsockname()[1]}").emit([told(EventType.JOB_STARTED)])
+        serving.join(30)
+    assert not serving.is_alive()
+    assert caplog.records == []
+
+
+def test_an_answer_that_trickles_holds_the_sink_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingestion, "_POST_WITHIN_SECONDS", 0.2)
+    stop = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def trickle() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+                while not stop.wait(0.02):
+                    connection.sendall(b".")
+
+        serving = threading.Thread(target=trickle, daemon=True)
+        serving.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        sink(url, ingestion_max_retry_attempts=0).emit([told(EventType.JOB_STARTED)])
+        stop.set()
+        serving.join(30)
+    assert not serving.is_alive()

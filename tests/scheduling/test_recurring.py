@@ -327,3 +327,10 @@ def test_enabling_goes_on_from_now_whatever_stands_in_the_row_of_a_disabled_sche
 
 def test_enabling_what_is_enabled_loses_no_slot_that_waits() -> None:
     assert rescheduled(schedule(), schedule(), LATER).next_run_at == NOON
+
+
+def test_a_slot_that_was_dealt_with_while_the_clock_was_wrong_does_not_hold_up_what_is_asked_for_now() -> None:
+    ahead = schedule(cron_expression="* * * * *", enabled=False, next_run_at=None, last_slot=NOON + timedelta(days=365))
+    enabled = rescheduled(replace(ahead, enabled=True), ahead, NOON)
+    assert enabled.last_slot is None
+    assert enabled.next_run_at == NOON + timedelta(minutes=1)

@@ -183,3 +183,9 @@ def test_a_program_without_the_main_guard_is_told_so_in_a_sentence(tmp_path: Pat
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == 1
     assert "if __name__ == '__main__':" in done.stderr.splitlines()[-1]
+
+
+def test_a_retry_begins_when_it_is_due_and_not_at_the_next_poll(sqlite_bench: Bench) -> None:
+    sqlite_bench.worker(settings={"DURABLESTACK__POLL_INTERVAL_SECONDS": "60"})
+    run = sqlite_bench.until(sqlite_bench.client.enqueue("dies-once", "exit-3"), RunStatus.SUCCEEDED)
+    assert run.attempt == 2
