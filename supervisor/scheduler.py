@@ -193,7 +193,12 @@ class Scheduler:
         def note(stored: Schedule | None, _: object) -> Schedule | None:
             return None if stored is None else replace(stored, error_message=text)
 
-        await ask_store(self._store.change_schedule, job_name, note)
+        try:
+            await ask_store(self._store.change_schedule, job_name, note)
+        except (StoreUnavailable, SchemaError):
+            raise
+        except StoreError as refused:
+            log.debug("its row takes no note either: %s", refused)
         self._told[job_name] = text
         log.error("schedule cannot be read, it makes no runs: job_name=%s error=%s", job_name, text)
 

@@ -62,12 +62,17 @@ def test_a_second_signal_ends_a_supervisor_whose_database_does_not_answer(
 
 @pytest.mark.parametrize("column", ["max_attempts", "seen_at_utc", "next_run_at_utc"])
 def test_a_schedule_whose_row_was_damaged_stops_no_other(sqlite_bench: Bench, column: str) -> None:
-    sqlite_bench.worker(target="recurring_jobs")
+    worker = sqlite_bench.worker(target="recurring_jobs")
     store = sqlite_bench.stack.store
     other = "every-second-overlapping"
     eventually(lambda: store.get_schedule(other) is not None and store.get_schedule("every-second") is not None)
     value = 0 if column == "max_attempts" else "0 o'clock"
     with closing(sqlite3.connect(sqlite_bench.folder / "runs.db", timeout=10)) as connection, connection:
         connection.execute(f"update durable_stack_jobs set {column} = ? where job_name = 'every-second'", [value])
+    before = len(store.list_runs(take=1000, job_name=other))
+    eventually(lambda: len(store.list_runs(take=1000, job_name=other)) >= before + 3)
+    worker.terminate()
+    assert worker.exit_code() == 0
+    sqlite_bench.worker(target="recurring_jobs")  # which meets it at its start
     before = len(store.list_runs(take=1000, job_name=other))
     eventually(lambda: len(store.list_runs(take=1000, job_name=other)) >= before + 3)
