@@ -8,7 +8,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import (
@@ -20,7 +19,8 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from durablestack import DurableStack, Event, JobContext, durable_job
+from durablestack import DurableStack, JobContext, durable_job
+from told_jobs import EventsToFile
 
 stack = DurableStack(__name__)
 
@@ -54,13 +54,6 @@ def trace_to_file() -> None:
 @stack.on_child_start
 def begin_to_trace() -> None:
     trace_to_file()
-
-
-class EventsToFile:
-    def emit(self, events: Sequence[Event]) -> None:
-        if path := os.environ.get("EVENTS_FILE"):
-            with Path(path).open("ab") as file:
-                file.writelines(msgspec.json.encode(event) + b"\n" for event in events)
 
 
 stack.add_event_sink(EventsToFile())
