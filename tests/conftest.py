@@ -10,8 +10,8 @@ import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
 import pytest
 
@@ -32,6 +32,8 @@ PROVIDERS: dict[str, Callable[[], Available | Absent]] = {
     "MySQL": provide_mysql,
     "SQL Server": provide_sqlserver,
 }
+
+OwnServer = TypeVar("OwnServer", PostgresServer, MariaDbServer)
 
 WORKERINPUT_KEY = "durablestack_databases"
 CHILDREN_GRACE_SECONDS = 2.0
@@ -145,37 +147,35 @@ def dsn_or_skip(databases: Databases, name: str) -> str:
 @pytest.fixture
 def own_postgres() -> Iterator[Callable[[], PostgresServer]]:
     """A PostgreSQL of this test alone, about a second per call: restart it, break it."""
-    servers: list[PostgresServer] = []
-
-    def start() -> PostgresServer:
-        try:
-            server = start_postgres()
-        except ServerAbsent as absent:
-            pytest.skip(f"PostgreSQL of our own: {absent}")
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.close()
+    with own_servers("PostgreSQL", start_postgres) as start:
+        yield start
 
 
 @pytest.fixture
 def own_mariadb() -> Iterator[Callable[[], MariaDbServer]]:
     """A MariaDB of this test alone, about a second per call: restart it, break it."""
-    servers: list[MariaDbServer] = []
+    with own_servers("MariaDB", start_mariadb) as start:
+        yield start
 
-    def start() -> MariaDbServer:
+
+@contextmanager
+def own_servers(name: str, start: Callable[[], OwnServer]) -> Iterator[Callable[[], OwnServer]]:
+    """A way to start servers, which are gone after the block."""
+    servers: list[OwnServer] = []
+
+    def start_one() -> OwnServer:
         try:
-            server = start_mariadb()
+            server = start()
         except ServerAbsent as absent:
-            pytest.skip(f"MariaDB of our own: {absent}")
+            pytest.skip(f"{name} of our own: {absent}")
         servers.append(server)
         return server
 
-    yield start
-    for server in servers:
-        server.close()
+    try:
+        yield start_one
+    finally:
+        for server in servers:
+            server.close()
 
 
 @pytest.fixture

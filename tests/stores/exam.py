@@ -6,6 +6,7 @@ place (memory | sqlite | postgres | mysql | sqlserver) --open_store--> store --c
 """
 
 import sqlite3
+import subprocess
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -300,3 +301,28 @@ def _reused_tokens(store: Store) -> list[str]:
         case _:
             reused = [row[0] for row in query(store, "select id from {runs} where lease_token = last_token")]
     return [f"run {run_id} is leased under a token that was used up" for run_id in reused]
+
+
+# --- processes
+
+
+def words_of_processes(command: Sequence[str], count: int) -> list[str]:
+    """What `count` processes have to say that begin at the same moment: each is ready, hears "go", and ends well."""
+    processes = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
+    ]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        words = [word for process in processes for word in process.communicate(timeout=90)[0].split()]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert [process.returncode for process in processes] == [0] * count
+    return words

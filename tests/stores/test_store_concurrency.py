@@ -1,6 +1,5 @@
 """Many at once: threads, processes, and transactions that stay open."""
 
-import subprocess
 import sys
 import threading
 from collections import Counter
@@ -27,6 +26,7 @@ from exam import (
     on_examined_servers,
     on_postgres,
     status,
+    words_of_processes,
 )
 
 from durablestack.runs import Released, RunStatus, Succeeded
@@ -85,24 +85,8 @@ def test_threads_claim_every_run_exactly_once(store: Store) -> None:
 def test_processes_claim_every_run_exactly_once(place: Place, store: Store) -> None:
     ids = enqueue_many(store, RUNS)
     command = [sys.executable, str(CLAIMING_PROCESS), place.database_url or "", place.table_prefix]
-    processes = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(PROCESSES)
-    ]
-    try:
-        for process in processes:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        answers = [process.communicate(timeout=60)[0].split() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-    assert [process.returncode for process in processes] == [0] * PROCESSES
-    assert Counter(UUID(word) for answer in answers for word in answer) == Counter(ids)
+    words = words_of_processes(command, PROCESSES)
+    assert Counter(map(UUID, words)) == Counter(ids)
     assert store.count_runs()[RunStatus.SUCCEEDED] == RUNS
 
 

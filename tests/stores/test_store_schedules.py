@@ -1,7 +1,6 @@
 """Schedules: what is stored of them, and that a slot gets one run and no more, whoever is at it and however many."""
 
 import re
-import subprocess
 import sys
 import threading
 import time
@@ -29,6 +28,7 @@ from exam import (
     on_servers,
     reclaimed_after_expiry,
     the_run,
+    words_of_processes,
 )
 from materializing_process import materialize_all
 from msgspec.structs import replace
@@ -398,24 +398,9 @@ def test_threads_make_each_slot_once(store: Store) -> None:
 def test_processes_make_each_slot_once(place: Place, store: Store) -> None:
     expected = {job_name: seconds_due(store, job_name, 40) for job_name in ("a", "b", "c")}
     command = [sys.executable, str(MATERIALIZING_PROCESS), place.database_url or "", place.table_prefix, *expected]
-    processes = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(PROCESSES)
-    ]
-    try:
-        for process in processes:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        answers = [process.communicate(timeout=90)[0].split() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-    assert [process.returncode for process in processes] == [0] * PROCESSES
-    check_each_slot_once(store, expected, [datetime.fromisoformat(slot) for answer in answers for slot in answer])
+    check_each_slot_once(
+        store, expected, [datetime.fromisoformat(slot) for slot in words_of_processes(command, PROCESSES)]
+    )
 
 
 def check_each_slot_once(store: Store, expected: dict[str, list[datetime]], answered: list[datetime]) -> None:
