@@ -103,33 +103,9 @@ class Supervisor:
             ChildSettings(options.job_activation, options.trace_relation, options.worker_name),
             preload=("durablestack.jobs.container",) if stack.services else (),
         )
-        self.pool = Pool(
-            options.max_concurrent_runs,
-            self._starter,
-            _limits(options),
-            stack.jobs,
-            self.leases,
-            Restarts(options.restart_limit, options.restart_period_seconds),
-            timeout_seconds=options.timeout_seconds,
-            crashed_run_policy=options.crashed_run_policy,
-            retry_after=Retries(options, stack.jobs).after,
-            record=self.completer.record,
-            emit=self.bus.emit,
-        )
+        self.pool = self._new_pool()
         self.drain = Drain(self.pool, options)
-        self.claimer = Claimer(
-            self._store,
-            self.pool,
-            self.leases,
-            self.completer,
-            worker_name=options.worker_name,
-            job_names=stack.jobs.names,
-            batch_size=options.batch_size,
-            lease_duration=self._lease_duration,
-            poll_interval_seconds=options.poll_interval_seconds,
-            poll_jitter_ratio=options.poll_jitter_ratio if options.poll_jitter_enabled else 0.0,
-            emit=self.bus.emit,
-        )
+        self.claimer = self._new_claimer()
         self.pool.on_room = self.claimer.wake
         self.scheduler = Scheduler(
             self._upkeep_store,
@@ -161,6 +137,38 @@ class Supervisor:
             Endpoint(options.monitoring.host, options.monitoring.port, answers(self))
             if options.monitoring.port is not None
             else None
+        )
+
+    def _new_pool(self) -> Pool:
+        options, jobs = self.stack.options, self.stack.jobs
+        return Pool(
+            options.max_concurrent_runs,
+            self._starter,
+            _limits(options),
+            jobs,
+            self.leases,
+            Restarts(options.restart_limit, options.restart_period_seconds),
+            timeout_seconds=options.timeout_seconds,
+            crashed_run_policy=options.crashed_run_policy,
+            retry_after=Retries(options, jobs).after,
+            record=self.completer.record,
+            emit=self.bus.emit,
+        )
+
+    def _new_claimer(self) -> Claimer:
+        options = self.stack.options
+        return Claimer(
+            self._store,
+            self.pool,
+            self.leases,
+            self.completer,
+            worker_name=options.worker_name,
+            job_names=self.stack.jobs.names,
+            batch_size=options.batch_size,
+            lease_duration=self._lease_duration,
+            poll_interval_seconds=options.poll_interval_seconds,
+            poll_jitter_ratio=options.poll_jitter_ratio if options.poll_jitter_enabled else 0.0,
+            emit=self.bus.emit,
         )
 
     @property
