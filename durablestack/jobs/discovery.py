@@ -15,7 +15,7 @@ from typing import Any
 
 from durablestack.errors import OptionsError, TargetError
 
-from .registration import declaration_of
+from .declaration import declaration_of
 
 
 def look_in_current_folder() -> None:

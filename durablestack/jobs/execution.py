@@ -17,7 +17,8 @@ from durablestack.errors import NoRetry, PayloadError, Retry
 from durablestack.text import ERROR_DETAIL_LENGTH_MAX, ERROR_MESSAGE_LENGTH_MAX, ERROR_TYPE_LENGTH_MAX, clean
 
 from .context import CancelFlag, JobContext
-from .registration import DELAY_SECONDS_MAX, JobRegistration
+from .declaration import DELAY_SECONDS_MAX
+from .registration import JobRegistration
 from .scope import ServiceScope
 
 _FRAMES_MAX = 50

@@ -10,6 +10,7 @@ from .choices import (
     CatchUpPolicy,
     CrashedRunPolicy,
     ExistingJobBehavior,
+    GuardKind,
     JobActivation,
     OrphanedJobBehavior,
     SqliteSynchronous,
@@ -32,15 +33,18 @@ from .groups import (
 )
 from .options import DurableStackOptions, default_worker_name
 from .secret import MASK, Secret, mask_secrets, redact, without_known
+from .sizes import SIZE_ALLOWED, size_in_bytes
 
 __all__ = [
     "MASK",
+    "SIZE_ALLOWED",
     "CatchUpPolicy",
     "ConnectionTarget",
     "CrashedRunPolicy",
     "DurableStackOptions",
     "EventingOptions",
     "ExistingJobBehavior",
+    "GuardKind",
     "JobActivation",
     "JobRegistrationOptions",
     "MonitoringOptions",
@@ -61,5 +65,6 @@ __all__ = [
     "mask_secrets",
     "parse_connection_string",
     "redact",
+    "size_in_bytes",
     "without_known",
 ]

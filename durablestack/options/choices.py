@@ -68,3 +68,10 @@ class CrashedRunPolicy(StrEnum):
 
     RECORD = "record"
     EXPIRE = "expire"
+
+
+class GuardKind(StrEnum):
+    """Who ends children whose supervisor cannot: a process of its own, or a thread in each child."""
+
+    PROCESS = "process"
+    CHILD = "child"

@@ -6,6 +6,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from .reading import DURATION_SECONDS_MAX
+from .sizes import SIZE_ALLOWED, SIZE_BYTES_MAX, SIZE_BYTES_MIN
 
 INTEGER_MAX = 2**31 - 1
 
@@ -44,6 +45,7 @@ ResettingCount = Annotated[
     int, Meta(ge=1, le=INTEGER_MAX, description=f"a whole number from 1 to {INTEGER_MAX}", extra={"resets": True})
 ]
 ConcurrentRuns = Annotated[int, Meta(ge=1, le=1000, description="a whole number from 1 to 1000")]
+Size = Annotated[int, Meta(ge=SIZE_BYTES_MIN, le=SIZE_BYTES_MAX, description=SIZE_ALLOWED, extra={"size": True})]
 Port = Annotated[int, Meta(ge=0, le=65535, description="a port number from 0 to 65535; 0 means any that is free")]
 
 Name = Annotated[

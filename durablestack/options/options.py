@@ -17,7 +17,7 @@ from msgspec.structs import force_setattr
 
 from durablestack.errors import OptionsError
 
-from .choices import CrashedRunPolicy, JobActivation, StartMethod, StorageProvider, TraceRelation
+from .choices import CrashedRunPolicy, GuardKind, JobActivation, StartMethod, StorageProvider, TraceRelation
 from .databases import ConnectionTarget, parse_connection_string
 from .groups import (
     EventingOptions,
@@ -41,6 +41,7 @@ from .kinds import (
     Ratio,
     ResettingSeconds,
     Seconds,
+    Size,
     TablePrefix,
     WorkerName,
 )
@@ -115,6 +116,14 @@ class DurableStackOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     retry_jitter_ratio: Ratio = 0.2
     timeout_seconds: PositiveSeconds | None = None
     """How long a run may take, unless its job says otherwise. `None`: as long as it wants."""
+    cpu_seconds: PositiveSeconds | None = None
+    """How much CPU time a run may use, the processes that it starts included. `None`: as much as it wants."""
+    memory_limit: Size | None = None
+    """How much memory, in bytes, the processes of a run may hold resident together; sampled several times a second."""
+    address_space_limit: Size | None = None
+    """The address space, in bytes, that a child has during a run: past it, it is refused more (`RLIMIT_AS`)."""
+    crash_limit: Count = 5
+    """A run that has ended its process so often has failed, even if attempts remain."""
     job_activation: JobActivation = JobActivation.SCOPED_PER_EXECUTION
     trace_relation: TraceRelation = TraceRelation.LINK
     payload_bytes_max: Count = 1_048_576
@@ -123,6 +132,14 @@ class DurableStackOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     # child processes
     start_method: StartMethod = _DEFAULT_START_METHOD
+    guard: GuardKind = GuardKind.PROCESS
+    """Who ends children whose supervisor is killed, frozen or stuck. Where there are no pidfds it is `child`."""
+    fresh_process_per_run: bool = False
+    """Whether each run gets a child that no other has been in, unless its job says otherwise."""
+    runs_per_child_max: Count | None = None
+    """After so many runs a child is replaced. `None`: never for that reason."""
+    child_memory_max: Size | None = None
+    """A child that holds more memory than this, in bytes, after a run is replaced."""
     crashed_run_policy: CrashedRunPolicy = CrashedRunPolicy.RECORD
     cancel_grace_seconds: Seconds = 2.0
     """From asking a run to stop, to SIGTERM."""

@@ -22,6 +22,7 @@ from msgspec.structs import FieldInfo, force_setattr
 from durablestack.errors import OptionsError
 
 from .secret import Secret, redact
+from .sizes import size_in_bytes
 
 log = logging.getLogger("durablestack.options")
 
@@ -121,6 +122,8 @@ def _convert(rule: Rule, value: Any, *, lenient: bool) -> Any:
         return timedelta(seconds=_seconds(value, lenient=lenient))
     if rule.extra("duration"):
         return _seconds(value, lenient=lenient)
+    if rule.extra("size"):
+        return size_in_bytes(value)
     if issubclass(kind, StrEnum):
         return {simplify(choice): choice for choice in kind}[_simple_text(value, kind)]
     if kind is Secret:

@@ -199,6 +199,8 @@ def test_the_decorator_needs_no_parentheses_and_has_the_documented_defaults() ->
     assert registration.retry_behavior is RetryBehavior.FIXED_DELAY
     assert registration.retry_initial_delay == timedelta(0)
     assert registration.timeout_seconds is None
+    assert (registration.cpu_seconds, registration.memory_limit, registration.address_space_limit) == (None,) * 3
+    assert (registration.crash_limit, registration.fresh_process_per_run) == (None, None)
 
 
 def test_what_the_decorator_was_told_is_registered() -> None:
@@ -208,6 +210,11 @@ def test_what_the_decorator_was_told_is_registered() -> None:
         retry_behavior="backoff",
         retry_initial_delay_seconds=0.25,
         timeout_seconds=1.5,
+        cpu_seconds=0.5,
+        memory_limit="512 MiB",
+        address_space_limit=2**31,
+        crash_limit=2,
+        fresh_process_per_run=True,
     )
     class SendEmail:
         def execute(self, args: Email) -> None: ...
@@ -217,6 +224,9 @@ def test_what_the_decorator_was_told_is_registered() -> None:
     assert registration.retry_behavior is RetryBehavior.BACKOFF
     assert registration.retry_initial_delay == timedelta(milliseconds=250)
     assert registration.timeout_seconds == 1.5
+    assert registration.cpu_seconds == 0.5
+    assert (registration.memory_limit, registration.address_space_limit) == (512 * 2**20, 2**31)
+    assert (registration.crash_limit, registration.fresh_process_per_run) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -242,6 +252,12 @@ def test_what_the_decorator_was_told_is_registered() -> None:
         ({"timeout_seconds": -1}, "timeout_seconds is -1"),
         ({"timeout_seconds": True}, "timeout_seconds is True"),
         ({"timeout_seconds": 10**400}, "at most 10 years"),
+        ({"cpu_seconds": 0}, "cpu_seconds is 0; it must be more than 0"),
+        ({"memory_limit": 5}, "memory_limit is 5; it must be bytes, 1 MiB or more"),
+        ({"memory_limit": "much"}, "memory_limit is 'much'; it must be bytes, 1 MiB or more"),
+        ({"address_space_limit": -1}, "address_space_limit is -1"),
+        ({"crash_limit": 0}, "crash_limit is 0; it must be 1 or more"),
+        ({"fresh_process_per_run": "yes"}, "fresh_process_per_run is 'yes'; it must be true or false"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_at_once(told: dict[str, Any], sentence: str) -> None:

@@ -17,6 +17,7 @@ from durablestack.options import (
     DurableStackOptions,
     EventingOptions,
     ExistingJobBehavior,
+    GuardKind,
     JobActivation,
     MonitoringOptions,
     OrphanedJobBehavior,
@@ -73,7 +74,10 @@ def test_defaults_of_our_own_options() -> None:
 
     assert options.database_url is None
     assert options.auto_migrate is True
-    assert options.timeout_seconds is None
+    assert (options.timeout_seconds, options.cpu_seconds) == (None, None)
+    assert (options.memory_limit, options.address_space_limit, options.crash_limit) == (None, None, 5)
+    assert (options.runs_per_child_max, options.child_memory_max, options.fresh_process_per_run) == (None, None, False)
+    assert options.guard is GuardKind.PROCESS
     assert (options.cancel_grace_seconds, options.terminate_grace_seconds) == (2.0, 1.0)
     assert (options.shutdown_drain_timeout_seconds, options.startup_timeout_seconds) == (10.0, 60.0)
     assert options.start_method is (StartMethod.FORKSERVER if sys.platform == "linux" else StartMethod.SPAWN)
@@ -119,6 +123,26 @@ def test_zero_or_less_resets_to_the_default_and_warns_once(
 
 
 @pytest.mark.parametrize(
+    ("given", "size_bytes"),
+    [
+        (2**20, 2**20),
+        ("1048576", 2**20),
+        ("1048576 B", 2**20),
+        ("512 MiB", 512 * 2**20),
+        ("512m", 512 * 2**20),
+        ("1.5GiB", 3 * 2**29),
+        (" 2 GB ", 2 * 10**9),
+        ("4000kb", 4_000_000),
+        ("1 TiB", 2**40),
+    ],
+)
+def test_a_size_is_bytes_or_a_text_with_a_unit_from_any_source(given: int | str, size_bytes: int) -> None:
+    assert DurableStackOptions.load(environ={}, memory_limit=given).memory_limit == size_bytes
+    variables = {"DURABLESTACK__MEMORY_LIMIT": str(given)}
+    assert DurableStackOptions.from_environment(variables).memory_limit == size_bytes
+
+
+@pytest.mark.parametrize(
     ("given", "names"),
     [
         ({"batch_siz": 5}, ["batch_siz", "batch_size"]),
@@ -144,6 +168,17 @@ def test_zero_or_less_resets_to_the_default_and_warns_once(
         ({"retry_delay": "00:61:00"}, ["retry_delay"]),
         ({"retry_max_delay": 1e300}, ["retry_max_delay"]),
         ({"timeout_seconds": -1}, ["timeout_seconds", "-1"]),
+        ({"cpu_seconds": 0}, ["cpu_seconds", "0", "more than 0"]),
+        ({"crash_limit": 0}, ["crash_limit", "0", "from 1"]),
+        ({"runs_per_child_max": 0}, ["runs_per_child_max", "from 1"]),
+        ({"memory_limit": 1024}, ["memory_limit", "1024", "1 MiB or more"]),
+        ({"memory_limit": 0}, ["memory_limit", "0", "1 MiB or more"]),
+        ({"memory_limit": True}, ["memory_limit", "True"]),
+        ({"memory_limit": 2.0**30}, ["memory_limit", "512 MiB"]),
+        ({"memory_limit": "512 MIB!"}, ["memory_limit", "512 MIB!", "512 MiB"]),
+        ({"address_space_limit": "1 EiB"}, ["address_space_limit", "1 EiB"]),
+        ({"child_memory_max": "9" * 40}, ["child_memory_max"]),
+        ({"guard": "dog"}, ["guard", "dog", "process", "child"]),
         ({"cancel_grace_seconds": -1}, ["cancel_grace_seconds", "-1"]),
         ({"shutdown_drain_timeout_seconds": -1}, ["shutdown_drain_timeout_seconds"]),
         ({"operation_timeout_seconds": 0}, ["operation_timeout_seconds"]),
