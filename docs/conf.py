@@ -8,6 +8,7 @@ release = metadata.version("durablestack")
 extensions = ["myst_parser"]
 source_suffix = {".md": "markdown"}
 myst_heading_anchors = 3
+exclude_patterns = ["peers_reliability.md"]  # a part of reliability.md, which includes it
 
 html_theme = "furo"
 html_title = f"DurableStack {release}"
