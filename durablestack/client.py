@@ -18,7 +18,7 @@ from durablestack.events import tracing
 from durablestack.ids import new_run_id
 from durablestack.jobs import JobRegistry
 from durablestack.runs import NewRun
-from durablestack.stores.contract import Store
+from durablestack.stores.contract import Store, checked_run_id
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class DurableStackClient:
         UnknownJob: the job is not registered.
         PayloadError: the arguments do not fit the job.
         StoreUnavailable: the database cannot be reached; nothing was stored.
+        StoreError: `run_id` is no UUID.
         EnqueueUncertain: the connection was lost at the commit; enqueueing again with the same run id is safe.
     """
 
@@ -110,16 +111,18 @@ class DurableStackClient:
         Returns:
             False if the run is unknown or has ended already.
         """
-        return self._store.cancel_run(run_id)
+        return self._store.cancel_run(checked_run_id(run_id))
 
     def new_run(
         self, job: JobReference, args: Any = None, *, run_id: UUID | None = None, run_at: datetime | None = None
     ) -> NewRun:
         registration = self._jobs.find(job)
+        if run_at is not None and not isinstance(run_at, datetime):
+            raise PayloadError(f"run_at is a {type(run_at).__name__}; pass an aware datetime, as in UTC")
         if run_at is not None and run_at.tzinfo is None:
             raise PayloadError(f"run_at {run_at.isoformat()} has no time zone; pass an aware datetime, as in UTC")
         return NewRun(
-            id=run_id or new_run_id(),
+            id=new_run_id() if run_id is None else checked_run_id(run_id),
             job_name=registration.name,
             payload=registration.codec.encode(args, self._payload_bytes_max),
             max_attempts=registration.max_attempts,

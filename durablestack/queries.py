@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from uuid import UUID
 
 from durablestack.errors import StoreError
 from durablestack.runs import Attempt, Run, RunStatus
-from durablestack.stores.contract import Store
+from durablestack.stores.contract import Store, checked_run_id
 
 TAKE_MAX = 1_000
+
+_LOOK_EVERY_SECONDS = 0.2
 
 
 class RunQueries:
     """Reads; nothing here changes a run. `take` is how many runs at most, 1 to 1,000.
 
-    All methods raise StoreUnavailable when the database does not answer, and StoreError when `take` or a status cannot
-    be meant.
+    All methods raise StoreUnavailable when the database does not answer, and StoreError when a run id, `take` or a
+    status cannot be meant.
     """
 
     def __init__(self, store: Store) -> None:
@@ -24,11 +27,30 @@ class RunQueries:
 
     def get_run(self, run_id: UUID) -> Run | None:
         """The run, or None if there is none, or none any more."""
-        return self._store.get_run(run_id)
+        return self._store.get_run(checked_run_id(run_id))
 
     def get_attempts(self, run_id: UUID) -> list[Attempt]:
         """What happened at each attempt, oldest first; empty for a run that succeeded at once."""
-        return self._store.get_attempts(run_id)
+        return self._store.get_attempts(checked_run_id(run_id))
+
+    def get_stack(self, run_id: UUID, *, within_seconds: float = 15.0) -> str | None:
+        """The Python stack of all threads of an executing run, taken twice now: text that says whether it moves.
+
+        The worker that executes the run is asked through the database, and looks for such requests once a second.
+        It does not disturb the run, and works while C code holds the GIL.
+
+        Returns:
+            None if the run is not executing, or its worker does not answer within `within_seconds`.
+        """
+        give_up_at = time.monotonic() + within_seconds
+        if not self._store.request_stack(checked_run_id(run_id)):
+            return None
+        while (stack := self._store.get_stack(run_id)) is None or stack.taken_at is None:
+            run = self._store.get_run(run_id)
+            if run is None or run.status is not RunStatus.LEASED or time.monotonic() >= give_up_at:
+                return None
+            time.sleep(_LOOK_EVERY_SECONDS)
+        return stack.text
 
     def get_recent_runs(self, take: int = 50) -> list[Run]:
         """The latest enqueued runs, latest first."""
@@ -56,7 +78,7 @@ class RunQueries:
 
 
 def _checked(take: int) -> int:
-    if not 1 <= take <= TAKE_MAX:
+    if not isinstance(take, int) or not 1 <= take <= TAKE_MAX:
         raise StoreError(f"take is {take!r}; it must be 1 to {TAKE_MAX}")
     return take
 

@@ -64,7 +64,8 @@ class Run(Struct, frozen=True, kw_only=True):
     `attempt` counts claims, so it is 0 before the first and stays at `max_attempts` after the last.
     The `error_*` fields tell of the latest attempt that failed, and are empty once a run succeeded.
     `slot` is the slot of its schedule that the run was made for. `trace_context` is what a tracer needs to link
-    the execution to whoever enqueued it: JSON text of its own headers.
+    the execution to whoever enqueued it: JSON text of its own headers. `crash_count` is how often an attempt at it
+    ended with the death of its process by no wish of ours.
     """
 
     id: UUID
@@ -89,6 +90,7 @@ class Run(Struct, frozen=True, kw_only=True):
     requeued_from: UUID | None = None
     slot: datetime | None = None
     trace_context: str | None = None
+    crash_count: int = 0
 
     @property
     def lease(self) -> Lease:
@@ -112,13 +114,48 @@ class Output(Struct, frozen=True):
         return bool(self.stdout_tail or self.stderr_tail)
 
 
+class EndedBy(StrEnum):
+    """Who or what brought an attempt to its end."""
+
+    ITSELF = "itself"
+    TIMEOUT = "timeout"
+    CANCEL = "cancel"
+    STOP = "stop"
+    LEASE_LOST = "lease_lost"
+    MEMORY_LIMIT = "memory_limit"
+    CPU_LIMIT = "cpu_limit"
+    GUARD = "guard"
+    KERNEL = "kernel"
+    """It was out of memory."""
+    SUPERVISOR = "supervisor"
+    """The protocol of its pipe was broken."""
+    OUTSIDE = "outside"
+    """A signal from nobody we know."""
+
+
+class Usage(Struct, frozen=True):
+    """What the processes of an attempt used, as far as it is known."""
+
+    peak_memory_bytes: int | None = None
+    user_cpu_seconds: float | None = None
+    system_cpu_seconds: float | None = None
+
+
 class Failure(Struct, frozen=True, kw_only=True):
-    """Why an attempt ended without success. `signal` is the name of the signal that ended its process."""
+    """Why an attempt ended without success, and how its process did, if that ended with it.
+
+    `signal` is the name of the signal that ended the process. `crashed`: it died by no wish of ours, which counts in
+    the run's `crash_count`.
+    """
 
     error_type: str
     error_message: str
     error_detail: str | None = None
     signal: str | None = None
+    exit_code: int | None = None
+    ended_by: EndedBy | None = None
+    usage: Usage = Usage()
+    crashed: bool = False
 
 
 class Succeeded(Struct, frozen=True):
@@ -143,10 +180,20 @@ class Cancelled(Struct, frozen=True):
     lease: Lease
     output: Output = Output()
     signal: str | None = None
+    exit_code: int | None = None
+    ended_by: EndedBy | None = None
+    usage: Usage = Usage()
 
     @property
     def failure(self) -> Failure:
-        return Failure(error_type="RunCancelled", error_message=CANCELLED_MESSAGE, signal=self.signal)
+        return Failure(
+            error_type="RunCancelled",
+            error_message=CANCELLED_MESSAGE,
+            signal=self.signal,
+            exit_code=self.exit_code,
+            ended_by=self.ended_by,
+            usage=self.usage,
+        )
 
 
 class Released(Struct, frozen=True):
@@ -184,3 +231,8 @@ class Attempt(Struct, frozen=True, kw_only=True):
     error_message: str | None = None
     error_detail: str | None = None
     signal: str | None = None
+    exit_code: int | None = None
+    ended_by: EndedBy | None = None
+    peak_memory_bytes: int | None = None
+    user_cpu_seconds: float | None = None
+    system_cpu_seconds: float | None = None

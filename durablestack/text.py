@@ -22,3 +22,10 @@ def clean(text: str, length_max: int) -> str:
     if not text.isascii():
         text = text.encode("utf-8", "replace").decode("utf-8")
     return text
+
+
+def on_one_line(text: str) -> str:
+    """`text` with everything escaped that would begin a new line, or that a terminal would obey rather than show."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import rich_click as click
 
-from durablestack.errors import DurableStackError, OptionsError, SchemaError
+from durablestack.errors import OptionsError, SchemaError
 from durablestack.jobs.discovery import look_in_current_folder
 from durablestack.options import ConnectionTarget, Secret, StorageProvider
 from durablestack.stack import DurableStack
@@ -83,7 +83,7 @@ class Application:
         url = (Secret(self.database_url),) if self.database_url else ()
         try:
             return (*url, *self.stack.options.secrets())
-        except DurableStackError:
+        except Exception:  # whatever kept it from being loaded is being told
             return url
 
 

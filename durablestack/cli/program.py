@@ -22,6 +22,7 @@ from .migrate import migrate
 from .printing import one_line
 from .runs import runs
 from .schedules import schedules
+from .stack import stack
 
 EXIT_BUG = 1
 EXIT_BAD_INPUT = 2
@@ -47,6 +48,7 @@ def command() -> None:
 
 for each in (migrate, enqueue, runs, schedules, doctor, cron):
     command.add_command(each)
+runs.add_command(stack)
 
 
 def main(arguments: Sequence[str] | None = None, prog_name: str = "durablestack") -> int:

@@ -18,6 +18,10 @@ from .printing import instant, json_text, one_line, write, write_block, write_fi
 
 _ERROR_LENGTH_MAX = 80
 _NONE_WORKED = 2
+_ATTEMPT_COLUMNS = (
+    *("attempt", "outcome", "worker", "started", "ended", "error"),
+    *("ended by", "signal", "exit code", "peak memory", "CPU seconds"),
+)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document, for scripts.")
 
@@ -99,8 +103,7 @@ def show(application: Application, run_id: UUID, as_json: bool) -> None:
     write_fields(_fields(run))
     if attempts:
         write("")
-        columns = ("attempt", "outcome", "worker", "started", "ended", "error", "signal")
-        write_table(columns, [_attempt_row(attempt) for attempt in attempts])
+        write_table(_ATTEMPT_COLUMNS, [_attempt_row(attempt) for attempt in attempts])
     for title, text in _blocks(run):
         if text:
             write_block(title, text)
@@ -112,6 +115,7 @@ def _fields(run: Run) -> dict[str, str]:
         "job": one_line(run.job_name),
         "status": run.status.value,
         "attempt": f"{run.attempt} of {run.max_attempts}",
+        "crashes": str(run.crash_count or ""),
         "created": instant(run.created_at),
         "scheduled for": instant(run.scheduled_for),
         "started": instant(run.started_at),
@@ -142,8 +146,22 @@ def _attempt_row(attempt: Attempt) -> tuple[str, ...]:
         instant(attempt.started_at),
         instant(attempt.ended_at),
         one_line(_error(attempt), _ERROR_LENGTH_MAX),
+        attempt.ended_by.value if attempt.ended_by else "",
         one_line(attempt.signal or ""),
+        "" if attempt.exit_code is None else str(attempt.exit_code),
+        _mebibytes(attempt.peak_memory_bytes),
+        _cpu_seconds(attempt),
     )
+
+
+def _mebibytes(size_bytes: int | None) -> str:
+    return "" if size_bytes is None else f"{size_bytes / 2**20:.1f} MiB"
+
+
+def _cpu_seconds(attempt: Attempt) -> str:
+    """In user mode and in the kernel together."""
+    known = [seconds for seconds in (attempt.user_cpu_seconds, attempt.system_cpu_seconds) if seconds is not None]
+    return f"{sum(known):.2f}" if known else ""
 
 
 def _error(of: Run | Attempt) -> str:

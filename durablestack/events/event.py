@@ -28,9 +28,12 @@ class EventType(StrEnum):
     LEASE_LOST = "lease_lost"
     """The attempt was ended, or its outcome refused, because the run may be somebody else's by now."""
     RUN_QUARANTINED = "run_quarantined"
-    """The last attempt's lease had expired: the run has failed, and whoever held it did not say why."""
+    """The last attempt's lease had expired: the run has failed, and whoever held it did not say why. Or, directly
+    after `job_failed`, the run has ended its process as often as its `crash_limit` allows."""
     CHILD_CRASHED = "child_crashed"
     """A child process died, or could not start, and nobody had wanted it to end."""
+    CLOCK_JUMP_DETECTED = "clock_jump_detected"
+    """The database's clock was set. This worker ends nobody's lease for as long as a lease lasts."""
     WORKER_HEARTBEAT = "worker_heartbeat"
     """The worker lives. Told at each beat, also when it holds no run."""
 

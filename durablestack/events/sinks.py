@@ -6,12 +6,20 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol
 
+from durablestack.text import on_one_line
+
 from .event import Event, EventType
 
 log = logging.getLogger("durablestack.events")
 
 _WORTH_A_LOOK = frozenset(
-    {EventType.JOB_FAILED, EventType.LEASE_LOST, EventType.RUN_QUARANTINED, EventType.CHILD_CRASHED}
+    {
+        EventType.JOB_FAILED,
+        EventType.LEASE_LOST,
+        EventType.RUN_QUARANTINED,
+        EventType.CHILD_CRASHED,
+        EventType.CLOCK_JUMP_DETECTED,
+    }
 )
 _LOGGED = (
     "run_id",
@@ -54,4 +62,4 @@ class LoggingEventSink:
 
 def _told(event: Event) -> str:
     fields = ((name, getattr(event, name)) for name in _LOGGED)
-    return " ".join(f"{name}={value}" for name, value in fields if value is not None)
+    return " ".join(f"{name}={on_one_line(str(value))}" for name, value in fields if value is not None)

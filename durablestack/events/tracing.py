@@ -18,7 +18,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Struct
 
-from durablestack.options import TraceRelation
+from durablestack.options import TraceRelation, redact
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class ExecutionSpan:
 
         try:
             self._span.set_attribute("error.type", error_type)
-            self._span.set_status(Status(StatusCode.ERROR, error_message))
+            self._span.set_status(Status(StatusCode.ERROR, redact(error_message)))
         except Exception:
             log.warning("the span could not be told of the error", exc_info=True)
 

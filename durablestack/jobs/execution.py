@@ -171,8 +171,19 @@ def _told(error: BaseException, *, tasks_remain: bool) -> Raised:
         error_detail=clean(_detail(error), ERROR_DETAIL_LENGTH_MAX),
         retryable=not isinstance(error, NoRetry | PayloadError),
         retry_after_seconds=_asked_delay_seconds(error),
-        process_is_spent=tasks_remain or isinstance(error, _ENDS_THE_PROCESS),
+        process_is_spent=tasks_remain or _ends_the_process(error),
     )
+
+
+def _ends_the_process(error: BaseException | None) -> bool:
+    """Also if the job has caught such an error, and raised another one for it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, _ENDS_THE_PROCESS):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _asked_delay_seconds(error: BaseException) -> float | None:

@@ -67,6 +67,10 @@ class ConnectionTarget(Struct, frozen=True, kw_only=True):
             address += f":{self.port}"
         return f"{_SCHEMES[self.provider]}://{address}/{self.database or ''}"
 
+    def secret_parameters(self) -> list[Secret]:
+        """Parameters that are passwords too, such as sslpassword."""
+        return [Secret(value) for key, value in self.parameters.items() if "password" in key or "pwd" in key]
+
     def __repr__(self) -> str:  # parameters may hold secrets, such as sslpassword
         return f"<ConnectionTarget {self.describe()}>"
 
@@ -88,6 +92,12 @@ def parse_connection_string(
         return _target(provider, key_value_pairs(text) if pairs is None else pairs)
     except Unreadable as unreadable:
         raise OptionsError(f"{option} cannot be read: {unreadable}") from None
+
+
+def password_as_written(connection_string: Secret) -> Secret:
+    """The password in a URL before it is decoded, for whoever takes URLs apart by hand; empty if there is none."""
+    _, _, address = connection_string.reveal().partition("://")
+    return Secret(address.rpartition("@")[0].partition(":")[2])
 
 
 def _target_of_url(url: str, provider: StorageProvider | None) -> ConnectionTarget:

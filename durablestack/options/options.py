@@ -18,7 +18,7 @@ from msgspec.structs import force_setattr
 from durablestack.errors import OptionsError
 
 from .choices import CrashedRunPolicy, GuardKind, JobActivation, StartMethod, StorageProvider, TraceRelation
-from .databases import ConnectionTarget, parse_connection_string
+from .databases import ConnectionTarget, parse_connection_string, password_as_written
 from .groups import (
     EventingOptions,
     JobRegistrationOptions,
@@ -251,8 +251,11 @@ class DurableStackOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def secrets(self) -> tuple[Secret, ...]:
         """Every secret among the options, the password inside a connection string too; for `redact`."""
         target = self.connection_target()
-        candidates = (self.database_url, target and target.password, self.eventing.client_secret)
-        return tuple(secret for secret in (*candidates, *self._connection_strings().values()) if secret)
+        shown = Secret(target.describe() if target is not None else "")  # which holds none, and may be all there is
+        strings = [text for text in (self.database_url, *self._connection_strings().values()) if text and text != shown]
+        in_target = () if target is None else (target.password, *target.secret_parameters())
+        candidates = (*strings, *map(password_as_written, strings), *in_target, self.eventing.client_secret)
+        return tuple(secret for secret in candidates if secret)
 
     def describe(self) -> dict[str, Any]:
         """The effective values as plain data, durations in seconds, secrets masked, and `database` for people."""

@@ -1,7 +1,9 @@
 """Keeps passwords out of logs, errors and encodings."""
 
+import json
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final, NoReturn
 from urllib.parse import quote
 
@@ -88,8 +90,25 @@ def redact(text: str, secrets: Iterable[Secret | str] = ()) -> str:
 
 def _spellings(secrets: Iterable[Secret | str]) -> set[str]:
     texts = {secret.reveal() if isinstance(secret, Secret) else secret for secret in secrets}
-    known = {text for text in texts if len(text) >= _KNOWN_SECRET_LENGTH_MIN}
-    return known | {quote(text, safe="", errors="replace") for text in known}
+    return {spelling for text in texts if len(text) >= _KNOWN_SECRET_LENGTH_MIN for spelling in _spellings_of(text)}
+
+
+@lru_cache(maxsize=64)
+def _spellings_of(text: str) -> frozenset[str]:
+    """As it is, and as it stands in a URL, in what Python shows of a dict, in JSON, and between quotes."""
+    shown = repr('"' + text)[2:-1]
+    return frozenset(
+        {
+            text,
+            quote(text, safe="", errors="replace"),
+            shown,
+            shown.replace("\\'", "'"),
+            json.dumps(text)[1:-1],
+            json.dumps(text, ensure_ascii=False)[1:-1],
+            text.replace("'", "''"),
+            text.replace('"', '""'),
+        }
+    )
 
 
 def _without_user_info(word: re.Match[str]) -> str:

@@ -50,6 +50,8 @@ def file_mapping(path: Path) -> Mapping[str, Any]:
         content = path.read_bytes()
     except OSError as error:
         raise OptionsError(f"cannot be read: {error.strerror}") from None
+    except ValueError:  # NUL, or what no name of a file can hold
+        raise OptionsError("cannot be read: there can be no such file") from None
     if path.suffix.lower() == ".json":
         return json_mapping(content)
     try:

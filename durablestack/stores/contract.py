@@ -6,7 +6,7 @@
 
 A store is synchronous and safe to use from several threads. Due, lease and expiry are decided by the
 store's own clock. Every write about an attempt shows its lease; one whose lease is no longer the run's
-is refused, which the caller learns by its absence from the returned set.
+is refused, which the caller learns by its absence from what is returned.
 
 All methods raise `StoreUnavailable` when the database does not answer or cannot serve now, and `SchemaError`
 when its tables are not the ones expected.
@@ -21,15 +21,32 @@ from uuid import UUID
 
 from msgspec import Struct
 
+from durablestack.errors import StoreError
 from durablestack.ids import new_run_id
-from durablestack.runs import CANCELLED_MESSAGE, Attempt, Lease, NewRun, Outcome, Run, RunStatus
+from durablestack.runs import (
+    CANCELLED_MESSAGE,
+    Attempt,
+    Cancelled,
+    Failed,
+    Lease,
+    NewRun,
+    Outcome,
+    Released,
+    Run,
+    RunStatus,
+    Succeeded,
+)
 from durablestack.schedules import Schedule, Slot
+from durablestack.workers import Worker
 
 EXPIRED_PER_CLAIM_MAX = 100
 """How many expired leases one claim deals with at most."""
 
 ATTEMPTS_KEPT_MAX = 50
 """How many attempts the history of one run holds; the oldest go first."""
+
+WORKERS_PER_PRUNE_MAX = 1_000
+"""How many workers one call forgets at most."""
 
 
 class Claim(Struct, frozen=True, kw_only=True):
@@ -42,6 +59,8 @@ class Claim(Struct, frozen=True, kw_only=True):
     lease_duration: timedelta
     end_expired: bool = True
     """Whether to look for expired leases as well; a busy claimer need not do so each time."""
+    worker_id: UUID | None = None
+    """The life of the supervisor that claims, by which its leases are found should it be over."""
 
 
 class Claimed(Struct, frozen=True):
@@ -66,6 +85,21 @@ class Extended(Struct, frozen=True):
 
     held: frozenset[UUID]
     cancel_requested: frozenset[UUID]
+
+
+class Requests(Struct, frozen=True):
+    """Of the runs whose leases were shown, those that somebody wants cancelled, or whose stack somebody wants."""
+
+    cancel: frozenset[UUID] = frozenset()
+    stack: frozenset[UUID] = frozenset()
+
+
+class Stack(Struct, frozen=True):
+    """Where the code of a run was when it was last asked for it; `taken_at` and `text` are None until it answers."""
+
+    requested_at: datetime
+    taken_at: datetime | None = None
+    text: str | None = None
 
 
 class Backlog(Struct, frozen=True):
@@ -96,6 +130,19 @@ def after_expiry(
     if attempt >= max_attempts:
         return RunStatus.FAILED, f"lease of {lease_owner} expired with no attempts remaining"
     return RunStatus.PENDING, f"lease of {lease_owner} expired"
+
+
+def after_outcome(outcome: Outcome, *, cancel_requested: bool) -> RunStatus:
+    """What becomes of a run whose attempt ended: one that would be pending again is cancelled, if that was wanted."""
+    match outcome:
+        case Succeeded():
+            return RunStatus.SUCCEEDED
+        case Failed(retry_after=None):
+            return RunStatus.FAILED
+        case Failed() | Released() if not cancel_requested:
+            return RunStatus.PENDING
+        case Failed() | Released() | Cancelled():
+            return RunStatus.CANCELLED
 
 
 def scheduled_run(schedule: Schedule, slot: datetime | None) -> NewRun:
@@ -144,13 +191,15 @@ class Store(Protocol):
     def extend_leases(self, leases: Sequence[Lease], lease_duration: timedelta) -> Extended:
         """Renew leases, counted from now. An expired lease that nobody has reclaimed yet is renewed too."""
 
-    def find_cancel_requests(self, leases: Sequence[Lease]) -> set[UUID]:
-        """The runs among these that somebody wants cancelled."""
+    def find_requests(self, leases: Sequence[Lease]) -> Requests:
+        """What somebody wants of the runs on which these are leases."""
 
-    def record(self, outcomes: Sequence[Outcome]) -> set[UUID]:
-        """Write down how attempts ended, all in one transaction; return the ids of the runs that were recorded.
+    def record(self, outcomes: Sequence[Outcome]) -> dict[UUID, RunStatus]:
+        """Write down how attempts ended, all in one transaction; return the runs recorded, each with its status.
 
-        Repeating is safe: an outcome that was recorded before counts as recorded.
+        That may be another than the outcome says: what was to be retried or given back, and met a request to cancel
+        it, is cancelled. Repeating is safe: an outcome that was recorded before counts as recorded, with the status
+        that its run has by now.
         """
 
     def cancel_run(self, run_id: UUID) -> bool:
@@ -160,7 +209,27 @@ class Store(Protocol):
         """
 
     def requeue_run(self, run_id: UUID) -> UUID | None:
-        """Enqueue a failed or cancelled run anew, as a run of its own; None when there is no such run."""
+        """Enqueue a failed or cancelled run anew, as a run of its own; None when there is no such run.
+
+        It begins from nothing, with no attempt and no crash.
+        """
+
+    # --- stacks
+
+    def request_stack(self, run_id: UUID) -> bool:
+        """Ask the holder of a leased run where its code is, in place of what was answered before.
+
+        False when the run is unknown or not leased.
+        """
+
+    def write_stack(self, lease: Lease, text: str) -> bool:
+        """Answer, or tell unasked, where the code of a run is; False when the lease is no longer the run's.
+
+        `text` is of the kind that each database takes, as `durablestack.text.clean` makes it.
+        """
+
+    def get_stack(self, run_id: UUID) -> Stack | None:
+        """The latest request for the stack of a run, and its answer; None when there was none."""
 
     def get_run(self, run_id: UUID) -> Run | None:
         """One run, or None."""
@@ -178,6 +247,26 @@ class Store(Protocol):
 
     def measure_backlog(self, job_names: Collection[str], count_max: int) -> Backlog:
         """How many runs of these jobs are due now, counted up to `count_max`, and since when the first of them is."""
+
+    # --- workers
+
+    def register_worker(self, worker: Worker) -> None:
+        """Remember a worker; note that it was seen again if it is known."""
+
+    def find_workers(self, boot_id: str) -> list[Worker]:
+        """The workers remembered that began on a machine since it started, by their ids."""
+
+    def forget_worker(self, worker_id: UUID) -> None:
+        """Remember it no longer, if it was; what it holds stays leased."""
+
+    def prune_workers(self, unseen_for: timedelta) -> int:
+        """Forget the workers that were last seen longer ago; return how many, at most 1,000."""
+
+    def expire_leases(self, worker_id: UUID) -> int:
+        """Let the leases that a remembered worker has claimed expire now; return how many. It must be dead.
+
+        The next claim that ends expired leases deals with them as with all others.
+        """
 
     # --- schedules
 
@@ -222,3 +311,10 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Give up all connections. The store is not used afterwards."""
+
+
+def checked_run_id(run_id: object) -> UUID:
+    """What a caller gives as the id of a run, from wherever he has it. Raises `StoreError` unless it is a UUID."""
+    if not isinstance(run_id, UUID):
+        raise StoreError(f"the id of a run is a uuid.UUID, and not a {type(run_id).__name__}")
+    return run_id

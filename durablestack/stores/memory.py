@@ -33,18 +33,23 @@ from durablestack.runs import (
     Succeeded,
 )
 from durablestack.schedules import Schedule
+from durablestack.workers import Worker
 
 from .contract import (
     ATTEMPTS_KEPT_MAX,
     EXPIRED_PER_CLAIM_MAX,
+    WORKERS_PER_PRUNE_MAX,
     Backlog,
     ChangeSchedule,
     Claim,
     Claimed,
     ExpiredRun,
     Extended,
+    Requests,
     SlotDue,
+    Stack,
     after_expiry,
+    after_outcome,
     scheduled_run,
 )
 
@@ -68,6 +73,9 @@ class InMemoryStore:
         self._pid = os.getpid()
         self._runs: dict[UUID, Run] = {}
         self._last_tokens: dict[UUID, UUID] = {}
+        self._worker_ids: dict[UUID, UUID | None] = {}
+        self._stacks: dict[UUID, Stack] = {}
+        self._workers: dict[UUID, tuple[Worker, datetime]] = {}
         self._attempts: dict[UUID, list[Attempt]] = {}
         # what is pending, earliest first; an entry is good while its run is pending and due at that instant
         self._due: list[tuple[datetime, UUID]] = []
@@ -172,6 +180,7 @@ class InMemoryStore:
         return taken
 
     def _leased_by(self, claim: Claim, run: Run, now: datetime) -> Run:
+        self._worker_ids[run.id] = claim.worker_id
         return self._put(
             replace(
                 run,
@@ -187,7 +196,7 @@ class InMemoryStore:
     def release_claim(self, lease_token: UUID) -> set[UUID]:
         with self._locked():
             leases = [self._runs[id].lease for id in self._leased if self._runs[id].lease_token == lease_token]
-        return self.record([Released(lease) for lease in leases])
+        return set(self.record([Released(lease) for lease in leases]))
 
     # --- hold
 
@@ -201,13 +210,13 @@ class InMemoryStore:
             frozenset(run.id for run in held if run.cancel_requested_at is not None),
         )
 
-    def find_cancel_requests(self, leases: Sequence[Lease]) -> set[UUID]:
+    def find_requests(self, leases: Sequence[Lease]) -> Requests:
         with self._locked():
-            return {
-                lease.run_id
-                for lease in leases
-                if self._holds(lease) and self._runs[lease.run_id].cancel_requested_at is not None
-            }
+            held = [self._runs[lease.run_id] for lease in leases if self._holds(lease)]
+            return Requests(
+                frozenset(run.id for run in held if run.cancel_requested_at is not None),
+                frozenset(run.id for run in held if run.id in self._stacks and self._stacks[run.id].taken_at is None),
+            )
 
     def _holds(self, lease: Lease) -> bool:
         run = self._runs.get(lease.run_id)
@@ -215,21 +224,21 @@ class InMemoryStore:
 
     # --- record
 
-    def record(self, outcomes: Sequence[Outcome]) -> set[UUID]:
-        recorded: set[UUID] = set()
+    def record(self, outcomes: Sequence[Outcome]) -> dict[UUID, RunStatus]:
+        recorded: dict[UUID, RunStatus] = {}
         with self._locked() as now:
             for outcome in outcomes:
                 lease = outcome.lease
                 if self._holds(lease):
                     self._write(self._runs[lease.run_id], outcome, now)
                     self._last_tokens[lease.run_id] = lease.token
-                    recorded.add(lease.run_id)
+                    recorded[lease.run_id] = self._runs[lease.run_id].status
                 elif self._last_tokens.get(lease.run_id) == lease.token:
-                    recorded.add(lease.run_id)  # before
+                    recorded[lease.run_id] = self._runs[lease.run_id].status  # before
         return recorded
 
     def _write(self, run: Run, outcome: Outcome, now: datetime) -> None:
-        cancel_requested = run.cancel_requested_at is not None
+        status = after_outcome(outcome, cancel_requested=run.cancel_requested_at is not None)
         match outcome:
             case Succeeded():
                 if run.attempt > 1:
@@ -237,13 +246,14 @@ class InMemoryStore:
                 self._end(run, RunStatus.SUCCEEDED, now, None, outcome.output)
             case Failed(failure=failure, retry_after=retry_after):
                 self._keep_attempt(run, outcome.lease, AttemptOutcome.FAILED, now, failure)
+                run = replace(run, crash_count=run.crash_count + failure.crashed)
                 if retry_after is None:
                     self._end(run, RunStatus.FAILED, now, failure, outcome.output)
-                elif cancel_requested:
+                elif status is RunStatus.CANCELLED:
                     self._end_cancelled(run, now, outcome.output)
                 else:
                     self._retry(run, now + retry_after, failure, outcome.output)
-            case Released() if not cancel_requested:
+            case Released() if status is RunStatus.PENDING:
                 scheduled_for = min(run.scheduled_for, now)
                 self._put(
                     self._unleased(run, status=RunStatus.PENDING, attempt=run.attempt - 1, scheduled_for=scheduled_for)
@@ -313,6 +323,11 @@ class InMemoryStore:
                 error_message=failure.error_message if failure else None,
                 error_detail=failure.error_detail if failure else None,
                 signal=failure.signal if failure else None,
+                exit_code=failure.exit_code if failure else None,
+                ended_by=failure.ended_by if failure else None,
+                peak_memory_bytes=failure.usage.peak_memory_bytes if failure else None,
+                user_cpu_seconds=failure.usage.user_cpu_seconds if failure else None,
+                system_cpu_seconds=failure.usage.system_cpu_seconds if failure else None,
             )
         )
         del history[:-ATTEMPTS_KEPT_MAX]
@@ -343,6 +358,59 @@ class InMemoryStore:
         )
         self.enqueue([new])
         return new.id
+
+    # --- stacks
+
+    def request_stack(self, run_id: UUID) -> bool:
+        with self._locked() as now:
+            if run_id not in self._leased:
+                return False
+            self._stacks[run_id] = Stack(now)
+            return True
+
+    def write_stack(self, lease: Lease, text: str) -> bool:
+        with self._locked() as now:
+            if not self._holds(lease):
+                return False
+            asked = self._stacks.get(lease.run_id)
+            self._stacks[lease.run_id] = Stack(asked.requested_at if asked else now, now, text)
+            return True
+
+    def get_stack(self, run_id: UUID) -> Stack | None:
+        with self._locked():
+            return self._stacks.get(run_id)
+
+    # --- workers
+
+    def register_worker(self, worker: Worker) -> None:
+        with self._locked() as now:
+            known, _ = self._workers.get(worker.id, (worker, now))
+            self._workers[worker.id] = known, now
+
+    def find_workers(self, boot_id: str) -> list[Worker]:
+        with self._locked():
+            found = [worker for worker, _ in self._workers.values() if worker.boot_id == boot_id]
+        return sorted(found, key=lambda worker: worker.id)
+
+    def forget_worker(self, worker_id: UUID) -> None:
+        with self._locked():
+            self._workers.pop(worker_id, None)
+
+    def prune_workers(self, unseen_for: timedelta) -> int:
+        with self._locked() as now:
+            unseen = [id for id, (_, seen_at) in self._workers.items() if seen_at <= now - unseen_for]
+            for id in unseen[:WORKERS_PER_PRUNE_MAX]:
+                del self._workers[id]
+        return len(unseen[:WORKERS_PER_PRUNE_MAX])
+
+    def expire_leases(self, worker_id: UUID) -> int:
+        with self._locked() as now:
+            if worker_id not in self._workers:
+                return 0
+            held = [self._runs[id] for id in self._leased if self._worker_ids.get(id) == worker_id]
+            for run in held:
+                self._put(replace(run, lease_until=now))
+        return len(held)
 
     # --- read
 
@@ -472,6 +540,8 @@ class InMemoryStore:
                     self._slots.discard((run.job_name, run.slot))
                 self._attempts.pop(id, None)
                 self._last_tokens.pop(id, None)
+                self._worker_ids.pop(id, None)
+                self._stacks.pop(id, None)
                 self._recurring.discard(id)
         return len(old)
 

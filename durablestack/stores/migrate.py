@@ -12,8 +12,8 @@ from .connections import Connections, Transaction
 from .dialects import Dialect
 from .statements import TEMPLATES
 
-SCHEMA_VERSION = 2
-COMPATIBLE_FROM = {1: 1, 2: 1}
+SCHEMA_VERSION = 3
+COMPATIBLE_FROM = {1: 1, 2: 1, 3: 1}
 """For each version of the schema, the oldest version of this library's schema that can still work with it."""
 
 _VERSIONS_COLUMNS = """(
@@ -67,7 +67,7 @@ def verify(connections: Connections, dialect: Dialect, prefix: str) -> None:
             f"it works with version {versions[current]} and later, this is {SCHEMA_VERSION}: update durablestack"
         )
     with connections.read() as tx:
-        for probe in ("RUNS_PROBE", "JOBS_PROBE", "ATTEMPTS_PROBE"):
+        for probe in ("RUNS_PROBE", "JOBS_PROBE", "ATTEMPTS_PROBE", "WORKERS_PROBE"):
             tx.fetch(_rendered(dialect, prefix, probe), {})
 
 

@@ -20,10 +20,11 @@ from durablestack.runs import (
     Released,
     RunStatus,
     Succeeded,
+    Usage,
 )
 
-from .contract import ATTEMPTS_KEPT_MAX, ExpiredRun, after_expiry
-from .rows import Rows, error_parameters, output_parameters
+from .contract import ATTEMPTS_KEPT_MAX, ExpiredRun, after_expiry, after_outcome
+from .rows import Rows, error_parameters, output_parameters, usage_parameters
 from .session import Session
 
 
@@ -33,6 +34,11 @@ class Recordable(Struct, frozen=True):
     outcome: Outcome
     started_at: Any
     cancel_requested: bool
+
+    @property
+    def status(self) -> RunStatus:
+        """What the run's status is to be."""
+        return after_outcome(self.outcome, cancel_requested=self.cancel_requested)
 
 
 def write_outcomes(tx: Session, recordables: Sequence[Recordable]) -> None:
@@ -46,12 +52,12 @@ def write_outcomes(tx: Session, recordables: Sequence[Recordable]) -> None:
                 if outcome.lease.attempt > 1:
                     _keep_attempt(tx, outcome.lease, AttemptOutcome.SUCCEEDED, recordable.started_at)
             case Failed(failure=failure) as outcome:
-                if recordable.cancel_requested and outcome.retry_after is not None:
-                    _write_cancelled(tx, outcome.lease, outcome.output)
+                if recordable.status is RunStatus.CANCELLED:
+                    _write_cancelled(tx, outcome.lease, outcome.output, crashed=failure.crashed)
                 else:
                     _write_failed(tx, outcome)
                 _keep_attempt(tx, outcome.lease, AttemptOutcome.FAILED, recordable.started_at, failure)
-            case Released() as outcome if not recordable.cancel_requested:
+            case Released() as outcome if recordable.status is RunStatus.PENDING:
                 released.append(outcome)
             case Cancelled() | Released() as outcome:
                 cancelled = outcome if isinstance(outcome, Cancelled) else Cancelled(outcome.lease)
@@ -90,6 +96,7 @@ def _write_succeeded(tx: Session, succeeded: Sequence[Succeeded]) -> None:
 def _write_failed(tx: Session, outcome: Failed) -> None:
     parameters = {
         "id": outcome.lease.run_id,
+        "crashed": int(outcome.failure.crashed),
         **error_parameters(outcome.failure),
         **output_parameters(outcome.output),
     }
@@ -99,8 +106,14 @@ def _write_failed(tx: Session, outcome: Failed) -> None:
         tx.run("RUN_RETRY", **parameters, seconds=outcome.retry_after.total_seconds())
 
 
-def _write_cancelled(tx: Session, lease: Lease, output: Output) -> None:
-    tx.run("RUN_CANCEL_LEASED", id=lease.run_id, error_message=CANCELLED_MESSAGE, **output_parameters(output))
+def _write_cancelled(tx: Session, lease: Lease, output: Output, *, crashed: bool = False) -> None:
+    tx.run(
+        "RUN_CANCEL_LEASED",
+        id=lease.run_id,
+        crashed=int(crashed),
+        error_message=CANCELLED_MESSAGE,
+        **output_parameters(output),
+    )
 
 
 def _keep_attempt(
@@ -114,7 +127,10 @@ def _keep_attempt(
         started_at=started_at,
         outcome=outcome.value,
         signal=failure.signal if failure else None,
+        exit_code=failure.exit_code if failure else None,
+        ended_by=failure.ended_by.value if failure and failure.ended_by else None,
         **error_parameters(failure),
+        **usage_parameters(failure.usage if failure else Usage()),
     )
     if lease.attempt > ATTEMPTS_KEPT_MAX:
         tx.run("ATTEMPTS_FORGET", run_id=lease.run_id, attempt=lease.attempt - ATTEMPTS_KEPT_MAX)

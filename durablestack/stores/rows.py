@@ -1,4 +1,4 @@
-"""Between the rows of a database and runs, attempts and schedules: how they are read, and what is written."""
+"""Between the rows of a database and runs, attempts, schedules and workers: how they are read, what is written."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
-from durablestack.errors import StoreError
-from durablestack.runs import Attempt, AttemptOutcome, Failure, NewRun, Output, Run, RunStatus
-from durablestack.schedules import Schedule
+import msgspec
 
-from .contract import Claim
+from durablestack.errors import StoreError
+from durablestack.runs import Attempt, AttemptOutcome, EndedBy, Failure, NewRun, Output, Run, RunStatus, Usage
+from durablestack.schedules import Schedule
+from durablestack.workers import Worker
+
+from .contract import Claim, Stack
 from .dialects import Dialect
-from .statements import ATTEMPT_COLUMNS, JOB_COLUMNS, RUN_COLUMNS
+from .statements import ATTEMPT_COLUMNS, JOB_COLUMNS, RUN_COLUMNS, WORKER_COLUMNS
 
 log = logging.getLogger(__name__)
 
 _RUN_FIELDS = tuple(column.strip().removesuffix("_utc") for column in RUN_COLUMNS.split(","))
 _ATTEMPT_FIELDS = tuple(column.strip().removesuffix("_utc") for column in ATTEMPT_COLUMNS.split(","))
 _SCHEDULE_FIELDS = tuple(column.strip().removesuffix("_utc") for column in JOB_COLUMNS.split(","))
+_WORKER_FIELDS = tuple(column.strip() for column in WORKER_COLUMNS.split(","))
 _INSTANTS = {
     "scheduled_for",
     "created_at",
@@ -82,13 +86,14 @@ class Rows:
     def attempt(self, row: Sequence[Any]) -> Attempt:
         try:
             fields = self._decoded(_ATTEMPT_FIELDS, row)
-            return Attempt(**{**fields, "outcome": AttemptOutcome(fields["outcome"])})
+            ended_by = fields["ended_by"] and EndedBy(fields["ended_by"])
+            return Attempt(**{**fields, "outcome": AttemptOutcome(fields["outcome"]), "ended_by": ended_by})
         except _UNREADABLE as error:
             raise _unreadable(row, error) from error
 
     def claimed_run(self, row: Sequence[Any], claim: Claim) -> Run:
         """The run as the claim that read the row has left it."""
-        id, job_name, payload, scheduled_for, attempt, max_attempts, created_at, slot, trace_context = row
+        id, job_name, payload, scheduled_for, attempt, max_attempts, created_at, slot, trace_context, crash_count = row
         try:
             return Run(
                 id=self.uuid(id),
@@ -103,7 +108,23 @@ class Rows:
                 lease_token=claim.lease_token,
                 slot=self._dialect.to_datetime(slot),
                 trace_context=trace_context,
+                crash_count=int(crash_count),
             )
+        except _UNREADABLE as error:
+            raise _unreadable(row, error) from error
+
+    def stack(self, row: Sequence[Any]) -> Stack | None:
+        """None if nobody has asked."""
+        _, requested_at, taken_at, text = row
+        try:
+            asked = self._dialect.to_datetime(requested_at)
+            return None if asked is None else Stack(asked, self._dialect.to_datetime(taken_at), text)
+        except _UNREADABLE as error:
+            raise _unreadable(row, error) from error
+
+    def worker(self, row: Sequence[Any]) -> Worker:
+        try:
+            return Worker(**self._decoded(_WORKER_FIELDS, row))
         except _UNREADABLE as error:
             raise _unreadable(row, error) from error
 
@@ -199,6 +220,10 @@ def schedule_parameters(schedule: Schedule) -> dict[str, Any]:
     }
 
 
+def worker_parameters(worker: Worker) -> dict[str, Any]:
+    return msgspec.structs.asdict(worker)
+
+
 def error_parameters(failure: Failure | None) -> dict[str, Any]:
     return {
         "error_type": failure.error_type if failure else None,
@@ -209,3 +234,11 @@ def error_parameters(failure: Failure | None) -> dict[str, Any]:
 
 def output_parameters(output: Output) -> dict[str, Any]:
     return {"stdout_tail": output.stdout_tail, "stderr_tail": output.stderr_tail}
+
+
+def usage_parameters(usage: Usage) -> dict[str, Any]:
+    return {
+        "peak_memory_bytes": usage.peak_memory_bytes,
+        "user_cpu_seconds": usage.user_cpu_seconds,
+        "system_cpu_seconds": usage.system_cpu_seconds,
+    }

@@ -25,18 +25,22 @@ from durablestack.runs import (
 )
 from durablestack.schedules import Schedule
 from durablestack.text import ERROR_MESSAGE_LENGTH_MAX, clean
+from durablestack.workers import Worker
 
 from . import migrate
 from .connections import Connections, Transaction
 from .connections.callers import async_driver_connection, in_callers_transaction
 from .contract import (
     EXPIRED_PER_CLAIM_MAX,
+    WORKERS_PER_PRUNE_MAX,
     Backlog,
     ChangeSchedule,
     Claim,
     Claimed,
     Extended,
+    Requests,
     SlotDue,
+    Stack,
     scheduled_run,
 )
 from .dialects import Dialect
@@ -49,6 +53,7 @@ from .rows import (
     new_run_parameters,
     output_parameters,
     schedule_parameters,
+    worker_parameters,
 )
 from .session import Session
 from .statements import TEMPLATES
@@ -122,7 +127,7 @@ class SqlStore:
             except UnreadableRow as error:
                 self._rows.tell(error)
                 failure = Failure(error_type="UnreadableRow", error_message=clean(str(error), ERROR_MESSAGE_LENGTH_MAX))
-                tx.run("RUN_FAIL", id=row[0], **error_parameters(failure), **output_parameters(Output()))
+                tx.run("RUN_FAIL", id=row[0], crashed=0, **error_parameters(failure), **output_parameters(Output()))
         return values
 
     def _lease(self, tx: Session, runs: list[Run], claim: Claim) -> list[Run]:
@@ -130,6 +135,7 @@ class SqlStore:
         parameters = {
             "ids": [run.id for run in runs],
             "worker_name": claim.worker_name,
+            "worker_id": claim.worker_id,
             "lease_token": claim.lease_token,
             "seconds": claim.lease_duration.total_seconds(),
         }
@@ -143,7 +149,7 @@ class SqlStore:
         with self._read() as tx:
             rows = tx.fetch("RUNS_OF_CLAIM_SELECT", lease_token=lease_token)
         leases = [Lease(self._rows.uuid(id), lease_token, attempt, owner) for id, attempt, owner in rows]
-        return self.record([Released(lease) for lease in leases])
+        return set(self.record([Released(lease) for lease in leases]))
 
     # --- hold
 
@@ -164,37 +170,54 @@ class SqlStore:
                 tx.run("LEASES_EXTEND", ids=sorted(held), seconds=lease_duration.total_seconds())
         return Extended(frozenset(held), frozenset(cancel_requested))
 
-    def find_cancel_requests(self, leases: Sequence[Lease]) -> set[UUID]:
+    def find_requests(self, leases: Sequence[Lease]) -> Requests:
         if not leases:
-            return set()
+            return Requests()
         shown = {(lease.run_id, lease.token) for lease in leases}
+        cancel: set[UUID] = set()
+        stack: set[UUID] = set()
         with self._read() as tx:
-            rows = tx.fetch("CANCEL_REQUESTS_SELECT", ids=sorted({run_id for run_id, _ in shown}))
-        wanted = {(self._rows.uuid(id), self._rows.uuid_or_none(token)) for id, token in rows}
-        return {run_id for run_id, _ in wanted & shown}
+            rows = tx.fetch("REQUESTS_SELECT", ids=sorted({run_id for run_id, _ in shown}))
+        for id, token, cancel_requested_at, stack_requested_at, stack_taken_at in rows:
+            run_id = self._rows.uuid(id)
+            if (run_id, self._rows.uuid_or_none(token)) in shown:
+                if cancel_requested_at is not None:
+                    cancel.add(run_id)
+                if stack_requested_at is not None and stack_taken_at is None:
+                    stack.add(run_id)
+        return Requests(frozenset(cancel), frozenset(stack))
 
     def _lock(self, tx: Session, ids: Collection[UUID]) -> list[tuple[Any, ...]]:
         """Lock runs in the order of their ids, as everyone does, so that no two wait for each other."""
         return tx.fetch("LEASES_SELECT_FOR_UPDATE", ids=sorted(ids))
 
+    def _lock_leased(self, tx: Session, ids: Collection[UUID]) -> set[tuple[UUID, UUID | None]]:
+        """Lock runs, and say which are leased, and under which token."""
+        return {
+            (self._rows.uuid(id), self._rows.uuid_or_none(token))
+            for id, status, token, *_ in self._lock(tx, ids)
+            if status == RunStatus.LEASED
+        }
+
     # --- record
 
-    def record(self, outcomes: Sequence[Outcome]) -> set[UUID]:
+    def record(self, outcomes: Sequence[Outcome]) -> dict[UUID, RunStatus]:
         if not outcomes:
-            return set()
+            return {}
         by_lease: dict[tuple[UUID, UUID | None], Outcome] = {(o.lease.run_id, o.lease.token): o for o in outcomes}
-        recorded: set[UUID] = set()
+        recorded: dict[UUID, RunStatus] = {}
         recordables: list[Recordable] = []
         with self._transaction() as tx:
             rows = self._lock(tx, {run_id for run_id, _ in by_lease})
             for id, status, lease_token, last_token, started_at, cancel_requested_at in rows:
                 run_id = self._rows.uuid(id)
                 if (run_id, self._rows.uuid_or_none(last_token)) in by_lease:
-                    recorded.add(run_id)  # before, and the answer was lost
+                    recorded[run_id] = RunStatus(status)  # before, and the answer was lost
                 outcome = by_lease.get((run_id, self._rows.uuid_or_none(lease_token)))
                 if status == RunStatus.LEASED and outcome is not None:
-                    recordables.append(Recordable(outcome, started_at, cancel_requested_at is not None))
-                    recorded.add(run_id)
+                    recordable = Recordable(outcome, started_at, cancel_requested_at is not None)
+                    recordables.append(recordable)
+                    recorded[run_id] = recordable.status
             write_outcomes(tx, recordables)
         return recorded
 
@@ -228,6 +251,59 @@ class SqlStore:
             )
             self._insert(tx, [new_run])
         return new_run.id
+
+    # --- stacks
+
+    def request_stack(self, run_id: UUID) -> bool:
+        with self._transaction() as tx:
+            rows = tx.fetch("RUN_SELECT_FOR_UPDATE", id=run_id)
+            leased = bool(rows) and rows[0][0] == RunStatus.LEASED
+            if leased:
+                tx.run("STACK_REQUEST", id=run_id)
+        return leased
+
+    def write_stack(self, lease: Lease, text: str) -> bool:
+        with self._transaction() as tx:
+            held = self._lock_leased(tx, {lease.run_id}) == {(lease.run_id, lease.token)}
+            if held:
+                tx.run("STACK_WRITE", id=lease.run_id, stack=text)
+        return held
+
+    def get_stack(self, run_id: UUID) -> Stack | None:
+        with self._read() as tx:
+            rows = tx.fetch("STACK_SELECT", id=run_id)
+        return self._rows.stack(rows[0]) if rows else None
+
+    # --- workers
+
+    def register_worker(self, worker: Worker) -> None:
+        with self._transaction() as tx:
+            tx.run("WORKER_INSERT", **worker_parameters(worker))
+            tx.run("WORKER_SEEN_UPDATE", id=worker.id)
+
+    def find_workers(self, boot_id: str) -> list[Worker]:
+        with self._read() as tx:
+            return self._rows.readable(tx.fetch("WORKERS_SELECT", boot_id=boot_id), self._rows.worker)
+
+    def forget_worker(self, worker_id: UUID) -> None:
+        with self._transaction() as tx:
+            tx.run("WORKER_DELETE", id=worker_id)
+
+    def prune_workers(self, unseen_for: timedelta) -> int:
+        with self._transaction() as tx:
+            seconds = unseen_for.total_seconds()
+            rows = tx.fetch("WORKERS_UNSEEN_SELECT", seconds=seconds, limit=WORKERS_PER_PRUNE_MAX)
+            tx.run_many("WORKER_DELETE", [{"id": row[0]} for row in rows])
+        return len(rows)
+
+    def expire_leases(self, worker_id: UUID) -> int:
+        with self._transaction() as tx:
+            rows = tx.fetch("RUNS_OF_WORKER_SELECT", worker_id=worker_id)
+            found = {(self._rows.uuid(id), self._rows.uuid_or_none(token)) for id, token in rows}
+            held = self._lock_leased(tx, {run_id for run_id, _ in found}) & found if found else set()
+            if held:
+                tx.run("LEASES_EXPIRE", ids=sorted(run_id for run_id, _ in held))
+        return len(held)
 
     # --- read
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 RUN_COLUMNS = (
     "id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, "
     "completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, "
-    "error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context"
+    "error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context, crash_count"
 )
 ATTEMPT_COLUMNS = (
     "run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, "
-    "error_type, error_message, error_detail, signal"
+    "error_type, error_message, error_detail, signal, exit_code, ended_by, peak_memory_bytes, user_cpu_seconds, "
+    "system_cpu_seconds"
 )
 
 JOB_COLUMNS = (
@@ -20,6 +21,8 @@ JOB_COLUMNS = (
     "next_run_at_utc, last_slot_utc, application, seen_at_utc, orphaned_at_utc, error_message, created_at_utc, "
     "updated_at_utc"
 )
+
+WORKER_COLUMNS = "id, name, boot_id, pid_namespace, user_id, pid, process_started, marker"
 
 CLOCK_SELECT = "select {now}"
 
@@ -61,7 +64,8 @@ where id = :id
 """
 
 RUNS_DUE_SELECT = """
-select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context
+select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context,
+       crash_count
 from {runs} {skip_locked_hint}
 where status = 'pending'
   and scheduled_for_utc <= {now}
@@ -76,6 +80,7 @@ update {runs}
 set status = 'leased',
     attempt = attempt + 1,
     lease_owner = :worker_name,
+    worker_id = :worker_id,
     lease_token = :lease_token,
     lease_until_utc = {now_plus_seconds},
     lease_seconds = :seconds,
@@ -107,12 +112,12 @@ set lease_until_utc = {now_plus_seconds}
 where id {in_ids}
 """
 
-CANCEL_REQUESTS_SELECT = """
-select id, lease_token
+REQUESTS_SELECT = """
+select id, lease_token, cancel_requested_at_utc, stack_requested_at_utc, stack_taken_at_utc
 from {runs}
 where id {in_ids}
   and status = 'leased'
-  and cancel_requested_at_utc is not null
+  and (cancel_requested_at_utc is not null or (stack_requested_at_utc is not null and stack_taken_at_utc is null))
 """
 
 # --- record
@@ -144,6 +149,7 @@ RUN_FAIL = """
 update {runs}
 set status = 'failed',
     completed_at_utc = {now},
+    crash_count = crash_count + :crashed,
     last_token = lease_token,
     lease_owner = null,
     lease_token = null,
@@ -160,6 +166,7 @@ RUN_RETRY = """
 update {runs}
 set status = 'pending',
     scheduled_for_utc = {now_plus_seconds},
+    crash_count = crash_count + :crashed,
     last_token = lease_token,
     lease_owner = null,
     lease_token = null,
@@ -176,6 +183,7 @@ RUN_CANCEL_LEASED = """
 update {runs}
 set status = 'cancelled',
     completed_at_utc = {now},
+    crash_count = crash_count + :crashed,
     last_token = lease_token,
     lease_owner = null,
     lease_token = null,
@@ -202,10 +210,12 @@ where id {in_ids}
 
 ATTEMPT_INSERT = """
 insert into {attempts} (
-  run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal
+  run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal,
+  exit_code, ended_by, peak_memory_bytes, user_cpu_seconds, system_cpu_seconds
 )
 values (
-  :run_id, :attempt, :worker_name, :started_at, {now}, :outcome, :error_type, :error_message, :error_detail, :signal
+  :run_id, :attempt, :worker_name, :started_at, {now}, :outcome, :error_type, :error_message, :error_detail, :signal,
+  :exit_code, :ended_by, :peak_memory_bytes, :user_cpu_seconds, :system_cpu_seconds
 )
 """
 
@@ -239,6 +249,73 @@ RUN_REQUEST_CANCEL = """
 update {runs}
 set cancel_requested_at_utc = coalesce(cancel_requested_at_utc, {now})
 where id = :id
+"""
+
+# --- stacks
+
+STACK_REQUEST = """
+update {runs}
+set stack_requested_at_utc = {now},
+    stack_taken_at_utc = null,
+    stack = null
+where id = :id
+"""
+
+STACK_WRITE = """
+update {runs}
+set stack_requested_at_utc = coalesce(stack_requested_at_utc, {now}),
+    stack_taken_at_utc = {now},
+    stack = :stack
+where id = :id
+"""
+
+STACK_SELECT = "select id, stack_requested_at_utc, stack_taken_at_utc, stack\nfrom {runs}\nwhere id = :id"
+
+# --- workers
+
+WORKER_INSERT = """
+insert into {workers} (
+  id, name, boot_id, pid_namespace, user_id, pid, process_started, marker, seen_at_utc
+)
+values (
+  :id, :name, :boot_id, :pid_namespace, :user_id, :pid, :process_started, :marker, {now}
+)
+{or_ignore}
+"""
+
+WORKER_SEEN_UPDATE = """
+update {workers}
+set seen_at_utc = {now}
+where id = :id
+"""
+
+WORKERS_SELECT = f"select {WORKER_COLUMNS}\nfrom {{workers}}\nwhere boot_id = :boot_id\norder by id"
+
+WORKERS_UNSEEN_SELECT = """
+select id
+from {workers}
+where seen_at_utc <= {now_minus_seconds}
+order by id
+{limit}
+"""
+
+WORKER_DELETE = "delete from {workers}\nwhere id = :id"
+
+# An older version of this library claims without a word of the worker, which then is the one of an earlier claim:
+# the name of the worker has to be that of the lease too.
+RUNS_OF_WORKER_SELECT = """
+select id, lease_token
+from {runs}
+where status = 'leased'
+  and worker_id = :worker_id
+  and lease_owner = (select name from {workers} where id = :worker_id)
+order by id
+"""
+
+LEASES_EXPIRE = """
+update {runs}
+set lease_until_utc = {now}
+where id {in_ids}
 """
 
 # --- read
@@ -404,10 +481,17 @@ insert into {migrations} (version, compatible_from, applied_at_utc)
 values (:version, :compatible_from, {now})
 """
 
-RUNS_PROBE = f"select {RUN_COLUMNS}, last_token, lease_seconds, recurring_job_name\nfrom {{runs}}\nwhere 1 = 0"
+RUNS_PROBE = f"""
+select {RUN_COLUMNS}, last_token, lease_seconds, recurring_job_name,
+       worker_id, stack_requested_at_utc, stack_taken_at_utc, stack
+from {{runs}}
+where 1 = 0
+"""
 
 JOBS_PROBE = f"select {JOB_COLUMNS}\nfrom {{jobs}}\nwhere 1 = 0"
 
 ATTEMPTS_PROBE = f"select {ATTEMPT_COLUMNS}\nfrom {{attempts}}\nwhere 1 = 0"
+
+WORKERS_PROBE = f"select {WORKER_COLUMNS}, seen_at_utc\nfrom {{workers}}\nwhere 1 = 0"
 
 TEMPLATES = {name: text for name, text in globals().items() if name.isupper() and not name.endswith("COLUMNS")}

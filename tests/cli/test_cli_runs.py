@@ -7,7 +7,7 @@ import pytest
 from cli_situations import claim_one, end
 
 from durablestack import DurableStack, RunStatus
-from durablestack.runs import Failed, Failure, Output, Succeeded
+from durablestack.runs import EndedBy, Failed, Failure, Output, Succeeded, Usage
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07 [red]not markup[/red] \u202egnp.exe \x9b31m\x7f"
 ESCAPED = r"\x1b[2J\x1b]0;owned\x07 [red]not markup[/red] \u202egnp.exe \x9b31m\x7f"
@@ -90,6 +90,36 @@ def test_show_as_json_has_the_attempts(console, on_sqlite):
     document = console("runs", "show", run_id, "--json").document
     assert (document["status"], document["error_message"]) == ("failed", "no")
     assert [attempt["outcome"] for attempt in document["attempts"]] == ["failed"]
+
+
+def test_show_tells_how_the_process_of_an_attempt_ended_and_what_it_used(console, on_sqlite):
+    failure = Failure(
+        error_type="OutOfMemory",
+        error_message="no",
+        signal="SIGKILL",
+        exit_code=-9,
+        ended_by=EndedBy.KERNEL,
+        usage=Usage(peak_memory_bytes=512 * 2**20, user_cpu_seconds=1.25, system_cpu_seconds=0.5),
+        crashed=True,
+    )
+    run_id = a_failed_run(on_sqlite, failure)
+    ended = console("runs", "show", run_id)
+    *_, columns, attempt = [line for line in ended.lines if line]
+    assert columns.endswith("ended by  signal   exit code  peak memory  CPU seconds")
+    assert attempt.split()[-6:] == ["kernel", "SIGKILL", "-9", "512.0", "MiB", "1.75"]
+    assert [line.split() for line in ended.lines if line.startswith("crashes")] == [["crashes", "1"]]
+    document = console("runs", "show", run_id, "--json").document
+    assert document["crash_count"] == 1
+    (told,) = document["attempts"]
+    assert (told["ended_by"], told["exit_code"], told["peak_memory_bytes"]) == ("kernel", -9, 512 * 2**20)
+    assert (told["user_cpu_seconds"], told["system_cpu_seconds"]) == (1.25, 0.5)
+
+
+def test_show_says_nothing_of_crashes_where_there_are_none(console, on_sqlite):
+    run_id = a_failed_run(on_sqlite, Failure(error_type="ValueError", error_message="no"))
+    ended = console("runs", "show", run_id)
+    assert "crashes" not in ended.out
+    assert ended.lines[-1].endswith("ValueError: no"), "what is not known is not told"
 
 
 def test_what_a_job_wrote_cannot_command_the_terminal(console, on_sqlite):

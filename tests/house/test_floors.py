@@ -7,7 +7,7 @@
 4  stores  jobs                    where it is kept; what is executed
 3  scheduling  events
 2  options
-1  errors  runs  schedules  ids  text
+1  errors  runs  schedules  workers  ids  text
 """
 
 import ast
@@ -21,7 +21,7 @@ import pytest
 from house_files import ROOT
 
 FLOORS = [
-    {"errors", "runs", "schedules", "ids", "text"},
+    {"errors", "runs", "schedules", "workers", "ids", "text"},
     {"options"},
     {"scheduling", "events"},
     {"jobs", "stores"},

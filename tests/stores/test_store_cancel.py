@@ -92,32 +92,32 @@ def test_only_the_holder_finds_the_request(store: Store) -> None:
     ids = enqueue_many(store, 2)
     leases = [run.lease for run in claim(store)]
     store.cancel_run(ids[0])
-    assert store.find_cancel_requests(leases) == {ids[0]}
-    assert store.find_cancel_requests(leases[1:]) == set()
-    assert store.find_cancel_requests([Lease(ids[0], uuid4(), 1, WORKER)]) == set()
+    assert store.find_requests(leases).cancel == {ids[0]}
+    assert store.find_requests(leases[1:]).cancel == set()
+    assert store.find_requests([Lease(ids[0], uuid4(), 1, WORKER)]).cancel == set()
     store.record([Cancelled(leases[0])])
-    assert store.find_cancel_requests(leases) == set()
+    assert store.find_requests(leases).cancel == set()
 
 
 def test_a_zombie_does_not_find_the_request_meant_for_another(store: Store) -> None:
     stale = enqueue_and_claim(store)
     current = reclaimed_after_expiry(store, stale)
     store.cancel_run(stale.run_id)
-    assert store.find_cancel_requests([stale]) == set()
-    assert store.find_cancel_requests([current]) == {stale.run_id}
+    assert store.find_requests([stale]).cancel == set()
+    assert store.find_requests([current]).cancel == {stale.run_id}
 
 
 def test_a_run_that_succeeds_before_it_is_stopped_has_succeeded(store: Store) -> None:
     lease = enqueue_and_claim(store)
     store.cancel_run(lease.run_id)
-    assert store.record([Succeeded(lease)]) == {lease.run_id}
+    assert store.record([Succeeded(lease)]) == {lease.run_id: RunStatus.SUCCEEDED}
     assert status(store, lease.run_id) is RunStatus.SUCCEEDED
 
 
 def test_a_run_that_fails_for_good_before_it_is_stopped_has_failed(store: Store) -> None:
     lease = enqueue_and_claim(store)
     store.cancel_run(lease.run_id)
-    assert store.record([failed(lease)]) == {lease.run_id}
+    assert store.record([failed(lease)]) == {lease.run_id: RunStatus.FAILED}
     run = the_run(store, lease.run_id)
     assert (run.status, run.error_type) == (RunStatus.FAILED, BOOM.error_type)
 
@@ -126,7 +126,7 @@ def test_a_failed_attempt_is_not_retried_once_the_run_is_to_be_cancelled(store: 
     lease = enqueue_and_claim(store)
     store.cancel_run(lease.run_id)
     for _ in range(2):
-        assert store.record([failed(lease, 0, Output("out"))]) == {lease.run_id}
+        assert store.record([failed(lease, 0, Output("out"))]) == {lease.run_id: RunStatus.CANCELLED}
         run = the_run(store, lease.run_id)
         assert (run.status, run.error_message) == (RunStatus.CANCELLED, CANCELLED_MESSAGE)
         assert run.stdout_tail == "out"
@@ -138,7 +138,7 @@ def test_a_released_run_is_not_pending_again_once_it_is_to_be_cancelled(store: S
     lease = enqueue_and_claim(store)
     store.cancel_run(lease.run_id)
     for _ in range(2):
-        assert store.record([Released(lease)]) == {lease.run_id}
+        assert store.record([Released(lease)]) == {lease.run_id: RunStatus.CANCELLED}
         run = the_run(store, lease.run_id)
         assert (run.status, run.error_message, run.attempt) == (RunStatus.CANCELLED, CANCELLED_MESSAGE, 1)
         assert outcomes(store, lease.run_id) == [(1, "cancelled")]
@@ -163,7 +163,7 @@ def test_an_expired_run_is_cancelled_once_it_is_to_be(store: Store, max_attempts
     assert (run.status, run.error_type, run.error_message) == (RunStatus.CANCELLED, None, CANCELLED_MESSAGE)
     assert run.completed_at is not None
     assert outcomes(store, lease.run_id) == [(1, "expired")]
-    assert store.record([Succeeded(lease)]) == set()
+    assert store.record([Succeeded(lease)]) == {}
 
 
 # --- requeue

@@ -33,7 +33,7 @@ def claim_under_way(store: Store, batch_size: int) -> Iterator[list[UUID]]:
         tx.fetch("RUNS_EXPIRED_SELECT", limit=100)
         rows = tx.fetch("RUNS_DUE_SELECT", job_names=[JOB], limit=batch_size)
         ids = [row[0] for row in rows]
-        tx.run("RUNS_LEASE", ids=ids, worker_name="slow", lease_token=uuid4(), seconds=30.0)
+        tx.run("RUNS_LEASE", ids=ids, worker_name="slow", worker_id=None, lease_token=uuid4(), seconds=30.0)
         yield [store._rows.uuid(id) for id in ids]
         raise NotThisTime
 
@@ -55,7 +55,7 @@ def test_a_claim_holds_what_it_takes_and_nothing_else(store: Store, impatient: S
         assert [run.id for run in claim(impatient, batch_size=10)] == ids[30:40]
         assert [run.id for run in claim(impatient)] == ids[40:]
         assert impatient.extend_leases(leases, LEASE_DURATION).held == set(ids[:20])
-        assert impatient.record([Succeeded(lease) for lease in leases]) == set(ids[:20])
+        assert set(impatient.record([Succeeded(lease) for lease in leases])) == set(ids[:20])
         assert impatient.prune_runs(-LEASE_DURATION, 100) == 20
     assert [run.id for run in claim(impatient)] == ids[20:30]
 
@@ -106,7 +106,7 @@ def test_writes_of_every_kind_in_every_order_at_once_end_without_a_deadlock(plac
     def hold(store: Store, seed: int) -> None:
         for chance, leases in shuffled(seed):
             store.extend_leases(leases, LEASE_DURATION)
-            store.find_cancel_requests(leases)
+            store.find_requests(leases)
             store.record([Succeeded(lease) for lease in leases[: chance.randrange(1, 30)]])
 
     def meddle(store: Store, seed: int) -> None:

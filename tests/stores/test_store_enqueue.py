@@ -158,7 +158,7 @@ def test_hostile_text_of_a_failure_comes_back_as_it_was(store: Store, text: str)
     lease = enqueue_and_claim(store)
     outcome = failed(lease, output=Output(text, text))
     failure = type(outcome.failure)(error_type=text[:200], error_message=text, error_detail=text)
-    assert store.record([type(outcome)(lease, failure, None, outcome.output)]) == {lease.run_id}
+    assert store.record([type(outcome)(lease, failure, None, outcome.output)]) == {lease.run_id: RunStatus.FAILED}
     run = the_run(store, lease.run_id)
     assert (run.error_type, run.error_message, run.error_detail) == (text[:200], text, text)
     assert (run.stdout_tail, run.stderr_tail) == (text, text)
@@ -171,7 +171,7 @@ def test_a_hostile_worker_name_is_only_a_name(store: Store, text: str) -> None:
     enqueue(store)
     lease = claim_one(store, worker_name=text[:200])
     assert the_run(store, lease.run_id).lease_owner == text[:200]
-    assert store.record([failed(lease, 0)]) == {lease.run_id}
+    assert store.record([failed(lease, 0)]) == {lease.run_id: RunStatus.PENDING}
     assert store.get_attempts(lease.run_id)[0].worker_name == text[:200]
 
 

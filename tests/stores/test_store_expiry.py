@@ -61,7 +61,7 @@ def test_a_run_whose_last_attempt_expires_has_failed(store: Store) -> None:
     assert WORKER in (run.error_message or "")
     assert run.completed_at is not None
     assert outcomes(store, lease.run_id) == [(1, "expired"), (2, "expired")]
-    assert store.record([Succeeded(lease)]) == set()
+    assert store.record([Succeeded(lease)]) == {}
 
 
 def test_an_only_attempt_that_expires_is_not_executed_again(store: Store) -> None:

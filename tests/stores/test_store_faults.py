@@ -94,7 +94,7 @@ def test_a_success_whose_recording_was_uncertain_stays_a_success(
     assert uncertain(lambda: proxied.record([Succeeded(lease)]))
     assert status(store, lease.run_id) is (RunStatus.LEASED if when == "before" else RunStatus.SUCCEEDED)
     for _ in range(2):
-        assert proxied.record([Succeeded(lease)]) == {lease.run_id}
+        assert proxied.record([Succeeded(lease)]) == {lease.run_id: RunStatus.SUCCEEDED}
     run = the_run(store, lease.run_id)
     assert (run.status, run.attempt) == (RunStatus.SUCCEEDED, 1)
 
@@ -108,9 +108,10 @@ def test_a_retry_whose_recording_was_uncertain_is_written_once(
     proxy.cut_commit(when, b"durable_stack_job_run_attempts")
     assert uncertain(lambda: proxied.record([failed(lease, 0)]))
     second = claim_one(store) if when == "after" else None
-    assert proxied.record([failed(lease, 0)]) == {lease.run_id}
+    stands = RunStatus.LEASED if second else RunStatus.PENDING
+    assert proxied.record([failed(lease, 0)]) == {lease.run_id: stands}
     assert outcomes(store, lease.run_id) == [(1, "failed")]
-    assert status(store, lease.run_id) is (RunStatus.LEASED if second else RunStatus.PENDING)
+    assert status(store, lease.run_id) is stands
 
 
 @on_examined_servers
@@ -122,10 +123,10 @@ def test_a_success_whose_recording_was_uncertain_is_refused_after_a_reclaim(
     proxy.cut_commit(when, b"status = 'succeeded'")
     assert uncertain(lambda: proxied.record([Succeeded(lease)]))
     if when == "after":
-        assert proxied.record([Succeeded(lease)]) == {lease.run_id}
+        assert proxied.record([Succeeded(lease)]) == {lease.run_id: RunStatus.SUCCEEDED}
     else:
         current = reclaimed_after_expiry(store, lease)
-        assert proxied.record([Succeeded(lease)]) == set()
+        assert proxied.record([Succeeded(lease)]) == {}
         assert the_run(store, lease.run_id).lease == current
 
 
@@ -152,7 +153,7 @@ def test_a_release_whose_answer_was_lost_refunds_one_attempt(
     lease = claim_one(store)
     proxy.cut_commit(when, b"attempt = attempt - 1")
     assert uncertain(lambda: proxied.record([Released(lease)]))
-    assert proxied.record([Released(lease)]) == {lease.run_id}
+    assert proxied.record([Released(lease)]) == {lease.run_id: RunStatus.PENDING}
     assert the_run(store, lease.run_id).attempt == 1
 
 
@@ -196,7 +197,7 @@ def test_a_frozen_server_is_given_up_within_the_timeout_and_served_again_after(
         assert time.monotonic() - started < TIMEOUT_SECONDS + 0.7
     proxy.thaw()
     eventually(lambda: proxied.extend_leases([lease], LEASE_DURATION).held == {lease.run_id})
-    assert proxied.record([Succeeded(lease)]) == {lease.run_id}
+    assert proxied.record([Succeeded(lease)]) == {lease.run_id: RunStatus.SUCCEEDED}
 
 
 @on_examined_servers
@@ -257,7 +258,7 @@ def test_a_row_that_is_locked_is_waited_for_no_longer_than_the_timeout(place: Pl
         connection.cursor().execute(f"select 1 from {place.runs} for update")
         assert not uncertain(lambda: impatient.record([Succeeded(lease)]))
         connection.rollback()
-    assert impatient.record([Succeeded(lease)]) == {lease.run_id}
+    assert impatient.record([Succeeded(lease)]) == {lease.run_id: RunStatus.SUCCEEDED}
     impatient.close()
 
 

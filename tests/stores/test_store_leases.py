@@ -71,8 +71,8 @@ def test_many_leases_are_renewed_at_once(store: Store) -> None:
 
 def test_renewing_no_leases_is_no_error(store: Store) -> None:
     assert store.extend_leases([], LEASE_DURATION) == Extended(frozenset(), frozenset())
-    assert store.find_cancel_requests([]) == set()
-    assert store.record([]) == set()
+    assert store.find_requests([]).cancel == set()
+    assert store.record([]) == {}
 
 
 def test_only_what_is_still_held_is_renewed(store: Store) -> None:
@@ -116,7 +116,7 @@ def test_the_same_worker_name_is_no_proof(store: Store) -> None:
     current = reclaimed_after_expiry(store, stale)
     assert current.worker_name == stale.worker_name
     assert store.extend_leases([stale], LEASE_DURATION).held == NOBODY
-    assert store.record([Succeeded(stale)]) == set()
+    assert store.record([Succeeded(stale)]) == {}
     assert the_run(store, stale.run_id).lease == current
 
 
@@ -127,10 +127,10 @@ def test_a_stale_lease_shown_beside_the_current_one_does_no_harm(store: Store, s
     store.cancel_run(stale.run_id)
     age_lease(store, stale.run_id)
     shown = [stale, current] if stale_first else [current, stale]
-    assert store.find_cancel_requests(shown) == {current.run_id}
+    assert store.find_requests(shown).cancel == {current.run_id}
     only = frozenset({current.run_id})
     assert store.extend_leases(shown, LEASE_DURATION) == Extended(only, only)
-    assert store.record([Succeeded(lease) for lease in shown]) == only
+    assert store.record([Succeeded(lease) for lease in shown]) == {current.run_id: RunStatus.SUCCEEDED}
     assert status(store, current.run_id) is RunStatus.SUCCEEDED
 
 
@@ -153,7 +153,7 @@ def test_a_zombie_cannot_overwrite_a_reclaimed_run(store: Store, outcome: Callab
     stale = enqueue_and_claim(store)
     reclaimed_after_expiry(store, stale)
     before, history = the_run(store, stale.run_id), store.get_attempts(stale.run_id)
-    assert store.record([outcome(stale)]) == set()
+    assert store.record([outcome(stale)]) == {}
     assert the_run(store, stale.run_id) == before
     assert store.get_attempts(stale.run_id) == history
 
@@ -167,7 +167,7 @@ def test_a_zombie_cannot_overwrite_a_run_that_is_pending_again(
     claim(store, job_names=[])
     before = the_run(store, stale.run_id)
     assert before.status is RunStatus.PENDING
-    assert store.record([outcome(stale)]) == set()
+    assert store.record([outcome(stale)]) == {}
     assert store.extend_leases([stale], LEASE_DURATION).held == NOBODY
     assert the_run(store, stale.run_id) == before
 
@@ -177,7 +177,7 @@ def test_a_zombie_cannot_overwrite_what_another_has_ended(store: Store, outcome:
     stale = enqueue_and_claim(store)
     store.record([Succeeded(reclaimed_after_expiry(store, stale))])
     before = the_run(store, stale.run_id)
-    assert store.record([outcome(stale)]) == set()
+    assert store.record([outcome(stale)]) == {}
     assert the_run(store, stale.run_id) == before
 
 
@@ -187,8 +187,9 @@ def test_an_expired_lease_that_nobody_reclaimed_may_be_recorded(
 ) -> None:
     lease = enqueue_and_claim(store)
     age_lease(store, lease.run_id)
-    assert store.record([outcome(lease)]) == {lease.run_id}
-    assert status(store, lease.run_id) is not RunStatus.LEASED
+    recorded = store.record([outcome(lease)])
+    assert recorded == {lease.run_id: status(store, lease.run_id)}
+    assert recorded[lease.run_id] is not RunStatus.LEASED
     assert claim(store, job_names=[]) == []
     assert store.get_attempts(lease.run_id) == [] or store.get_attempts(lease.run_id)[-1].outcome != "expired"
 
@@ -198,7 +199,7 @@ def test_a_forged_token_is_refused(store: Store, outcome: Callable[[Lease], Outc
     lease = enqueue_and_claim(store)
     forged = Lease(lease.run_id, uuid4(), lease.attempt, lease.worker_name)
     before = the_run(store, lease.run_id)
-    assert store.record([outcome(forged)]) == set()
+    assert store.record([outcome(forged)]) == {}
     assert the_run(store, lease.run_id) == before
 
 
@@ -206,12 +207,12 @@ def test_a_forged_token_is_refused(store: Store, outcome: Callable[[Lease], Outc
 def test_the_token_of_another_run_is_refused(store: Store, outcome: Callable[[Lease], Outcome]) -> None:
     mine, other = enqueue_and_claim(store), enqueue_and_claim(store)
     crossed = Lease(mine.run_id, other.token, mine.attempt, mine.worker_name)
-    assert store.record([outcome(crossed)]) == set()
+    assert store.record([outcome(crossed)]) == {}
     assert {status(store, lease.run_id) for lease in (mine, other)} == {RunStatus.LEASED}
 
 
 def test_the_outcome_of_an_unknown_run_is_refused(store: Store) -> None:
-    assert store.record([Succeeded(Lease(uuid4(), uuid4(), 1, WORKER))]) == set()
+    assert store.record([Succeeded(Lease(uuid4(), uuid4(), 1, WORKER))]) == {}
 
 
 def test_every_claim_of_a_run_has_another_token(store: Store) -> None:

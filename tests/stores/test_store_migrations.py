@@ -3,13 +3,29 @@
 import subprocess
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
-from exam import Place, all_runs, change, claim, enqueue, on_databases, query
+from exam import (
+    JOB,
+    LEASE_DURATION,
+    LONG_AGO,
+    Place,
+    all_runs,
+    change,
+    claim,
+    claim_one,
+    claimed,
+    enqueue,
+    on_databases,
+    query,
+)
 from test_store_concurrency import PROCESSES, THREADS, at_once
 
 from durablestack.errors import SchemaError
-from durablestack.stores.contract import Store
+from durablestack.ids import new_run_id
+from durablestack.runs import Lease, RunStatus, Succeeded
+from durablestack.stores.contract import Requests, Store
 from durablestack.stores.migrate import COMPATIBLE_FROM, SCHEMA_VERSION
 
 CLAIMING_PROCESS = Path(__file__).with_name("claiming_process.py")
@@ -109,7 +125,16 @@ def test_a_newer_version_that_does_not_work_with_us_is_refused(store: Store) -> 
 @on_databases
 @pytest.mark.parametrize(
     ("table", "column"),
-    [("runs", "lease_seconds"), ("runs", "payload"), ("runs", "last_token"), ("attempts", "signal")],
+    [
+        ("runs", "lease_seconds"),
+        ("runs", "payload"),
+        ("runs", "last_token"),
+        ("runs", "worker_id"),
+        ("runs", "stack"),
+        ("attempts", "signal"),
+        ("attempts", "ended_by"),
+        ("workers", "marker"),
+    ],
 )
 def test_a_missing_column_is_named(place: Place, table: str, column: str) -> None:
     store = place.open()
@@ -121,12 +146,12 @@ def test_a_missing_column_is_named(place: Place, table: str, column: str) -> Non
 
 
 @on_databases
-@pytest.mark.parametrize("table", ["runs", "attempts"])
+@pytest.mark.parametrize("table", ["runs", "attempts", "workers"])
 def test_a_missing_table_is_named(place: Place, table: str) -> None:
     store = place.open()
     store.migrate()
     change(store, f"drop table {{{table}}}")
-    with pytest.raises(SchemaError, match=f"{place.table_prefix}durable_stack_job_"):
+    with pytest.raises(SchemaError, match=f"{place.table_prefix}durable_stack_(job_|workers)"):
         store.verify_schema()
     store.close()
 
@@ -137,6 +162,76 @@ def test_columns_that_are_more_than_we_need_are_no_matter(store: Store) -> None:
     store.verify_schema()
     enqueue(store)
     assert len(claim(store)) == 1
+
+
+# --- from one version to the next
+
+
+@on_databases
+def test_what_older_tables_hold_is_there_after_an_update_and_goes_on(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = at_version(place, 2, monkeypatch)
+    pending, leased, ended = new_run_id(), new_run_id(), new_run_id()
+    lease = Lease(leased, uuid4(), 1, "older")
+    for run_id in (pending, leased, ended):
+        change(store, OLD_RUN_INSERT, id=run_id, job_name=JOB, due=store.now() - LONG_AGO)
+    change(store, OLD_LEASE, id=leased, token=lease.token, until=store.now() + LEASE_DURATION)
+    change(store, OLD_END, id=ended, now=store.now())
+    change(store, OLD_ATTEMPT_INSERT, run_id=ended, ended_at=store.now())
+
+    assert place.open().migrate() == [3]
+    store.verify_schema()
+    assert [run.crash_count for run in all_runs(store).values()] == [0] * 3
+    (attempt,) = store.get_attempts(ended)
+    assert (attempt.signal, attempt.exit_code, attempt.ended_by) == ("SIGSEGV", None, None)
+    assert store.get_stack(leased) is None
+    assert store.find_requests([lease]) == Requests()
+    assert store.record([Succeeded(lease)]) == {leased: RunStatus.SUCCEEDED}
+    assert claim_one(store).run_id == pending
+    store.close()
+
+
+@on_databases
+def test_a_library_of_the_version_before_works_with_the_tables_of_this_one(
+    place: Place, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("durablestack.stores.migrate.SCHEMA_VERSION", 2)
+    older = place.open()
+    assert older.migrate() == []
+    run_id = new_run_id()
+    change(older, OLD_RUN_INSERT, id=run_id, job_name=JOB, due=older.now() - LONG_AGO)
+    change(older, OLD_LEASE, id=run_id, token=uuid4(), until=older.now() - LONG_AGO)
+    answer = claimed(store)
+    assert [expired.lease_owner for expired in answer.expired] == ["older"]
+    assert [run.crash_count for run in answer.runs] == [0]
+    older.close()
+
+
+def at_version(place: Place, version: int, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store whose tables are those that an older version of this library made."""
+    store = place.open()
+    with monkeypatch.context() as older:
+        older.setattr("durablestack.stores.migrate.SCHEMA_VERSION", version)
+        older.setattr("durablestack.stores.migrate.verify", lambda *_: None)  # it looks for the columns of this one
+        assert store.migrate() == list(range(1, version + 1))
+    return store
+
+
+OLD_RUN_INSERT = """
+insert into {runs} (id, job_name, status, scheduled_for_utc, attempt, max_attempts, created_at_utc)
+values (:id, :job_name, 'pending', :due, 0, 3, :due)
+"""
+OLD_LEASE = """
+update {runs}
+set status = 'leased', attempt = 1, lease_owner = 'older', lease_token = :token, lease_until_utc = :until
+where id = :id
+"""
+OLD_END = "update {runs} set status = 'failed', attempt = 3, completed_at_utc = :now where id = :id"
+OLD_ATTEMPT_INSERT = """
+insert into {attempts} (run_id, attempt, ended_at_utc, outcome, signal)
+values (:run_id, 3, :ended_at, 'failed', 'SIGSEGV')
+"""
 
 
 # --- prefixes
@@ -186,5 +281,6 @@ def test_without_a_prefix_the_tables_have_the_names_of_the_documents(place: Plac
         "job_runs",
         "job_run_attempts",
         "schema_migrations",
+        "workers",
     }
     store.close()

@@ -163,7 +163,8 @@ class Play:
 
     def record(self, outcome: Outcome) -> None:
         recorded = self.store.record([outcome])
-        assert recorded == ({outcome.lease.run_id} if self.model.record(outcome) else set())
+        run_id = outcome.lease.run_id
+        assert recorded == ({run_id: self.model.runs[run_id].status} if self.model.record(outcome) else {})
 
     def succeed(self, number: int) -> None:
         if lease := self.some_lease(number):

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from durablestack.errors import OptionsError, SchemaError, StoreError, StoreUnavailable
 from durablestack.options import parse_connection_string
-from durablestack.runs import Succeeded
+from durablestack.runs import RunStatus, Succeeded
 from durablestack.stores.connections.mysql import PyMySql, check_version
 from durablestack.stores.contract import Store
 from durablestack.stores.dialects import MYSQL
@@ -24,7 +24,14 @@ from durablestack.stores.sql import SqlStore
 from mariadb import MariaDbServer
 
 FAR_FUTURE, DUE, TERMINAL, LEASED = 100_000, 40_000, 100_000, 500
-PARAMETERS = {"job_names": [JOB, "another_job"], "limit": 50, "seconds": 86_400.0, "lease_token": None}
+PARAMETERS = {
+    "job_names": [JOB, "another_job"],
+    "limit": 50,
+    "seconds": 86_400.0,
+    "lease_token": None,
+    "worker_id": None,
+}
+STEPS = sum(len(statements_of(MYSQL, "", version)) for version in range(1, SCHEMA_VERSION + 1))
 
 BACKLOG = """
 insert into {runs} (
@@ -190,7 +197,7 @@ def test_a_server_that_crashed_is_served_again_when_it_is_back(own_mariadb: Call
         with pytest.raises(StoreUnavailable):
             store.record([Succeeded(lease)])
     server.start()
-    assert store.record([Succeeded(lease)]) == {lease.run_id}
+    assert store.record([Succeeded(lease)]) == {lease.run_id: RunStatus.SUCCEEDED}
     store.close()
 
 
@@ -297,7 +304,7 @@ def test_text_that_nobody_cleaned_is_refused_for_good(store: Store) -> None:
 
 
 @on_mysql
-@pytest.mark.parametrize("done", range(1, 10))
+@pytest.mark.parametrize("done", range(1, STEPS))
 def test_a_migration_that_was_cut_short_is_finished_by_the_next(place: Place, done: int) -> None:
     store = place.open()
     steps = [
@@ -311,7 +318,7 @@ def test_a_migration_that_was_cut_short_is_finished_by_the_next(place: Place, do
     assert store.migrate() == list(range(1, SCHEMA_VERSION + 1))
     store.verify_schema()
     lease = claim_of(store)
-    assert store.record([Succeeded(lease)]) == {lease.run_id}
+    assert store.record([Succeeded(lease)]) == {lease.run_id: RunStatus.SUCCEEDED}
     store.close()
 
 
@@ -364,10 +371,11 @@ def check_plans(store: Store) -> None:
         ("RUNS_DUE_SELECT", "due"),
         ("RUNS_EXPIRED_SELECT", "status"),
         ("RUNS_OF_CLAIM_SELECT", "status"),
+        ("RUNS_OF_WORKER_SELECT", "status"),
         ("RUNS_PRUNABLE_SELECT", "completed"),
         ("RUNS_SELECT_DUE_FIRST", "due"),
     ):
-        (plan,) = explained(store, name, PARAMETERS)
+        plan, *_ = explained(store, name, PARAMETERS)
         assert plan["type"] in ("range", "ref"), name
         assert plan["key"] == f"{store.prefix}ix_durable_stack_job_runs_{index}", name
         assert "filesort" not in plan["Extra"], name
@@ -414,11 +422,12 @@ def test_writes_by_key_do_not_read_the_rows_beside_them(store: Store) -> None:
     """Of a small table the optimizer would read all rows, and wait for those that others hold."""
     assert isinstance(store, SqlStore)
     ids = enqueue_many(store, 6)
-    parameters = {"ids": ids[1:], "worker_name": "w", "lease_token": uuid4(), "seconds": 30.0}
+    parameters = {"ids": ids[1:], "worker_name": "w", "worker_id": None, "lease_token": uuid4(), "seconds": 30.0}
     for name, kind in (
         ("LEASES_SELECT_FOR_UPDATE", "range"),
         ("RUNS_LEASE", "range"),
         ("LEASES_EXTEND", "range"),
+        ("LEASES_EXPIRE", "range"),
         ("RUNS_SUCCEED", "range"),
         ("RUNS_RELEASE", "range"),
         ("RUNS_DELETE", "eq_ref"),

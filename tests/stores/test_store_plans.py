@@ -138,6 +138,7 @@ def updates(place: Place, store: Store) -> tuple[int, int]:
         ("RUNS_DUE_SELECT", "ix_durable_stack_job_runs_due"),
         ("RUNS_EXPIRED_SELECT", "ix_durable_stack_job_runs_leased"),
         ("RUNS_OF_CLAIM_SELECT", "ix_durable_stack_job_runs_leased"),
+        ("RUNS_OF_WORKER_SELECT", "ix_durable_stack_job_runs_leased"),
         ("RUNS_PRUNABLE_SELECT", "ix_durable_stack_job_runs_completed"),
         ("RUNS_SELECT_DUE_FIRST", "ix_durable_stack_job_runs_due"),
         ("BACKLOG_SELECT", "ix_durable_stack_job_runs_due"),
@@ -147,7 +148,7 @@ def test_sqlite_reads_the_index_in_its_order(place: Place, store: Store, name: s
     assert isinstance(store, SqlStore)
     enqueue_many(store, 200)
     claim(store, batch_size=20)
-    parameters = store.dialect.bind({**PARAMETERS, "lease_token": None})
+    parameters = store.dialect.bind({**PARAMETERS, "lease_token": None, "worker_id": None})
     with store._connections.read() as tx:
         if analyzed:
             tx.run("analyze", {})

@@ -78,7 +78,7 @@ def test_the_outcome_of_a_pruned_run_is_refused(store: Store) -> None:
     store.record([Succeeded(lease)])
     age_completion(store, lease.run_id)
     store.prune_runs(HOUR, 100)
-    assert store.record([Succeeded(lease)]) == set()
+    assert store.record([Succeeded(lease)]) == {}
     assert store.extend_leases([lease], HOUR).held == frozenset()
     assert store.cancel_run(lease.run_id) is False
     assert store.requeue_run(lease.run_id) is None

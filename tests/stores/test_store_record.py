@@ -60,7 +60,7 @@ BOOM_ERROR = (BOOM.error_type, BOOM.error_message, BOOM.error_detail)
 def test_an_outcome_ends_the_lease(store: Store, outcome: Callable[[Lease], Outcome], becomes: RunStatus) -> None:
     lease = enqueue_and_claim(store)
     before = store.now()
-    assert store.record([outcome(lease)]) == {lease.run_id}
+    assert store.record([outcome(lease)]) == {lease.run_id: becomes}
     run = the_run(store, lease.run_id)
     assert run.status is becomes
     assert run.lease_owner is run.lease_token is run.lease_until is None
@@ -79,7 +79,7 @@ def test_repeating_an_outcome_counts_as_recorded_and_changes_nothing(
     store.record([outcome(lease)])
     before, history = the_run(store, lease.run_id), store.get_attempts(lease.run_id)
     for _ in range(3):
-        assert store.record([outcome(lease)]) == {lease.run_id}
+        assert store.record([outcome(lease)]) == {lease.run_id: becomes}
     assert the_run(store, lease.run_id) == before
     assert store.get_attempts(lease.run_id) == history
 
@@ -92,10 +92,10 @@ def test_an_outcome_counts_as_recorded_after_the_run_was_claimed_again(
     store.record([outcome(first)])
     second = claim_one(store)
     before, history = the_run(store, first.run_id), store.get_attempts(first.run_id)
-    assert store.record([outcome(first)]) == {first.run_id}
+    assert store.record([outcome(first)]) == {first.run_id: RunStatus.LEASED}, "what stands by now"
     assert the_run(store, first.run_id) == before
     assert store.get_attempts(first.run_id) == history
-    assert store.record([Succeeded(second)]) == {first.run_id}
+    assert store.record([Succeeded(second)]) == {first.run_id: RunStatus.SUCCEEDED}
     assert status(store, first.run_id) is RunStatus.SUCCEEDED
 
 
@@ -103,7 +103,7 @@ def test_an_outcome_counts_as_recorded_after_the_next_attempt_expired(store: Sto
     first = enqueue_and_claim(store)
     store.record([failed(first, 0)])
     third = reclaimed_after_expiry(store, claim_one(store))
-    assert store.record([failed(first, 0)]) == {first.run_id}
+    assert store.record([failed(first, 0)]) == {first.run_id: RunStatus.LEASED}
     assert the_run(store, first.run_id).lease == third
 
 
@@ -125,9 +125,9 @@ def test_all_kinds_of_outcomes_are_recorded_together(store: Store) -> None:
     kinds = dict(zip(leases, OUTCOMES.values(), strict=True))
     written = [make(lease) for lease, (make, _) in kinds.items()]
     for _ in range(2):
-        assert store.record(written) == {lease.run_id for lease in leases}
+        assert store.record(written) == {lease.run_id: becomes for lease, (_, becomes) in kinds.items()}
         assert [status(store, lease.run_id) for lease in leases] == [becomes for _, becomes in kinds.values()]
-    assert store.record(written[::-1]) == {lease.run_id for lease in leases}
+    assert set(store.record(written[::-1])) == {lease.run_id for lease in leases}
 
 
 def test_what_is_fenced_out_is_left_out_and_the_rest_recorded(store: Store) -> None:
@@ -136,13 +136,13 @@ def test_what_is_fenced_out_is_left_out_and_the_rest_recorded(store: Store) -> N
     mine, repeated = enqueue_and_claim(store), enqueue_and_claim(store)
     store.record([Succeeded(repeated)])
     answer = store.record([Succeeded(stale), Succeeded(repeated), failed(mine)])
-    assert answer == {mine.run_id, repeated.run_id}
+    assert answer == {mine.run_id: RunStatus.FAILED, repeated.run_id: RunStatus.SUCCEEDED}
     assert status(store, stale.run_id) is RunStatus.LEASED
 
 
 def test_an_outcome_that_is_said_twice_at_once_is_recorded_once(store: Store) -> None:
     lease = enqueue_and_claim(store)
-    assert store.record([failed(lease), failed(lease)]) == {lease.run_id}
+    assert store.record([failed(lease), failed(lease)]) == {lease.run_id: RunStatus.FAILED}
     assert outcomes(store, lease.run_id) == [(1, "failed")]
 
 

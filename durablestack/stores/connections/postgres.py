@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from durablestack.errors import OptionsError, SchemaError, StoreError, StoreUnavailable
@@ -44,7 +45,8 @@ class PostgresConnections:
         self._conninfo = _postgres_conninfo(target, timeout_seconds)
         self._connection_class = _bounded_connection_class(timeout_seconds)
         self._keywords: dict[str, Any] = {"autocommit": True, "prepare_threshold": None}
-        self._pool: ConnectionPool[Any] = ConnectionPool(
+        self._new_pool = partial(
+            ConnectionPool[Any],
             self._conninfo,
             connection_class=self._connection_class,
             kwargs=self._keywords,
@@ -55,6 +57,7 @@ class PostgresConnections:
             reconnect_timeout=1.0,  # after that the next caller tries anew, rather than waiting in a long backoff
             num_workers=1,
         )
+        self._pool = self._new_pool()
         self._lock = threading.Lock()
 
     def prepare(self) -> None:
@@ -101,9 +104,11 @@ class PostgresConnections:
             connection.give_up_at = give_up_at
             try:
                 yield connection
-            except BaseException:
+            except BaseException as error:
                 if connection.info.transaction_status != self._psycopg.pq.TransactionStatus.IDLE:
                     connection.close()  # what it was in the middle of is unknown
+                if isinstance(error, self._psycopg.errors.ReadOnlySqlTransaction):
+                    connection.close()  # the next one may lead to the server that has taken over
                 raise
             finally:
                 self._pool.putconn(connection)
@@ -116,7 +121,11 @@ class PostgresConnections:
         with self._lock:
             if self._pool.closed:
                 self._prove_reachable()
-                self._pool.open()
+                try:
+                    self._pool.open()
+                except RuntimeError as error:  # there is no room for its threads, and it would never have any
+                    self._pool = self._new_pool()
+                    raise StoreUnavailable(f"{self._place}: {error}") from error
         return self._pool.getconn()
 
     def _prove_reachable(self) -> None:

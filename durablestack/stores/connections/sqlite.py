@@ -29,6 +29,7 @@ class SqliteConnections:
         self._synchronous = synchronous
         self._timeout_seconds = timeout_seconds
         self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None  # the one that the connection is to
         self._lock = threading.Lock()
 
     def prepare(self) -> None:
@@ -57,8 +58,11 @@ class SqliteConnections:
         if not self._lock.acquire(timeout=self._timeout_seconds):
             raise StoreUnavailable(f"SQLite file {self._path} was busy for {self._timeout_seconds:g} s in this process")
         try:
+            if self._file != self._file_there():  # deleted or replaced: what we write would be seen by nobody
+                self._disconnect()
             if self._connection is None:
                 self._connection = self._connect()
+                self._file, self._may_create = self._file_there(), False
             yield self._connection
         except sqlite3.Error as error:
             self._disconnect()
@@ -72,6 +76,13 @@ class SqliteConnections:
             raise
         finally:
             self._lock.release()
+
+    def _file_there(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:  # not there, or not for us: which it is, SQLite says
+            return None
+        return found.st_dev, found.st_ino
 
     def _connect(self) -> sqlite3.Connection:
         if not self._may_create and not self._path.exists():

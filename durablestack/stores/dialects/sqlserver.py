@@ -13,7 +13,7 @@ from uuid import UUID
 
 import msgspec
 
-from ..statements import JOB_INSERT, RUN_INSERT, RUNS_LEASE, TEMPLATES
+from ..statements import JOB_INSERT, RUN_INSERT, RUNS_LEASE, TEMPLATES, WORKER_INSERT
 from .dialect import Dialect, from_bytes, from_naive_utc, naive_utc
 
 _NOW = "cast(sysutcdatetime() as datetime2(6))"
@@ -92,14 +92,15 @@ SQLSERVER = Dialect(
     overrides={
         **{name: _with_exact_job_names(text) for name, text in TEMPLATES.items() if "from {runs}" in text},
         # What is to be leased is asked once more, and told: Babelfish takes the hints of the select, and ignores them.
-        "RUNS_LEASE": RUNS_LEASE.replace("attempt = attempt + 1", "attempt = {runs}.attempt + 1").replace(
-            "where id {in_ids}", "output inserted.id\nwhere id {in_ids}\n  and status = 'pending'"
-        ),
+        "RUNS_LEASE": RUNS_LEASE.replace("attempt = attempt + 1", "attempt = {runs}.attempt + 1")
+        .replace("where id {in_ids}", "output inserted.id\nwhere id {in_ids}\n  and status = 'pending'")
+        .replace(":worker_id", "convert(binary(16), :worker_id)"),
         # No holdlock on the runs: it would lock the end of the table, where all producers insert, until the caller's
         # own transaction ends. Who loses the race for one id is told to come again, and finds it then.
         "RUN_INSERT": _insert_if_absent(RUN_INSERT, "{runs}", "id", "updlock")
         .replace(":scheduled_for", "cast(:scheduled_for as datetime2(6))")
         .replace(":requeued_from", "convert(binary(16), :requeued_from)"),
+        "WORKER_INSERT": _insert_if_absent(WORKER_INSERT, "{workers}", "id", "updlock"),
         "JOB_INSERT": _insert_if_absent(JOB_INSERT, "{jobs}", "job_name", "updlock, holdlock"),
     },
     tells_leased=True,

@@ -33,7 +33,8 @@ set status = :status,
 where id = :id
 
 -- RUNS_DUE_SELECT
-select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context
+select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context,
+       crash_count
 from "durable_stack_job_runs"
 where status = 'pending'
   and scheduled_for_utc <= strftime('%Y-%m-%d %H:%M:%f000', 'now')
@@ -46,6 +47,7 @@ update "durable_stack_job_runs"
 set status = 'leased',
     attempt = attempt + 1,
     lease_owner = :worker_name,
+    worker_id = :worker_id,
     lease_token = :lease_token,
     lease_until_utc = strftime('%Y-%m-%d %H:%M:%f000', 'now', :seconds || ' seconds'),
     lease_seconds = :seconds,
@@ -70,12 +72,12 @@ update "durable_stack_job_runs"
 set lease_until_utc = strftime('%Y-%m-%d %H:%M:%f000', 'now', :seconds || ' seconds')
 where id in (select value from json_each(:ids))
 
--- CANCEL_REQUESTS_SELECT
-select id, lease_token
+-- REQUESTS_SELECT
+select id, lease_token, cancel_requested_at_utc, stack_requested_at_utc, stack_taken_at_utc
 from "durable_stack_job_runs"
 where id in (select value from json_each(:ids))
   and status = 'leased'
-  and cancel_requested_at_utc is not null
+  and (cancel_requested_at_utc is not null or (stack_requested_at_utc is not null and stack_taken_at_utc is null))
 
 -- RUNS_SUCCEED
 update "durable_stack_job_runs"
@@ -102,6 +104,7 @@ where id = :id
 update "durable_stack_job_runs"
 set status = 'failed',
     completed_at_utc = strftime('%Y-%m-%d %H:%M:%f000', 'now'),
+    crash_count = crash_count + :crashed,
     last_token = lease_token,
     lease_owner = null,
     lease_token = null,
@@ -117,6 +120,7 @@ where id = :id
 update "durable_stack_job_runs"
 set status = 'pending',
     scheduled_for_utc = strftime('%Y-%m-%d %H:%M:%f000', 'now', :seconds || ' seconds'),
+    crash_count = crash_count + :crashed,
     last_token = lease_token,
     lease_owner = null,
     lease_token = null,
@@ -132,6 +136,7 @@ where id = :id
 update "durable_stack_job_runs"
 set status = 'cancelled',
     completed_at_utc = strftime('%Y-%m-%d %H:%M:%f000', 'now'),
+    crash_count = crash_count + :crashed,
     last_token = lease_token,
     lease_owner = null,
     lease_token = null,
@@ -156,10 +161,12 @@ where id in (select value from json_each(:ids))
 
 -- ATTEMPT_INSERT
 insert into "durable_stack_job_run_attempts" (
-  run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal
+  run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal,
+  exit_code, ended_by, peak_memory_bytes, user_cpu_seconds, system_cpu_seconds
 )
 values (
-  :run_id, :attempt, :worker_name, :started_at, strftime('%Y-%m-%d %H:%M:%f000', 'now'), :outcome, :error_type, :error_message, :error_detail, :signal
+  :run_id, :attempt, :worker_name, :started_at, strftime('%Y-%m-%d %H:%M:%f000', 'now'), :outcome, :error_type, :error_message, :error_detail, :signal,
+  :exit_code, :ended_by, :peak_memory_bytes, :user_cpu_seconds, :system_cpu_seconds
 )
 
 -- ATTEMPTS_FORGET
@@ -187,33 +194,96 @@ update "durable_stack_job_runs"
 set cancel_requested_at_utc = coalesce(cancel_requested_at_utc, strftime('%Y-%m-%d %H:%M:%f000', 'now'))
 where id = :id
 
+-- STACK_REQUEST
+update "durable_stack_job_runs"
+set stack_requested_at_utc = strftime('%Y-%m-%d %H:%M:%f000', 'now'),
+    stack_taken_at_utc = null,
+    stack = null
+where id = :id
+
+-- STACK_WRITE
+update "durable_stack_job_runs"
+set stack_requested_at_utc = coalesce(stack_requested_at_utc, strftime('%Y-%m-%d %H:%M:%f000', 'now')),
+    stack_taken_at_utc = strftime('%Y-%m-%d %H:%M:%f000', 'now'),
+    stack = :stack
+where id = :id
+
+-- STACK_SELECT
+select id, stack_requested_at_utc, stack_taken_at_utc, stack
+from "durable_stack_job_runs"
+where id = :id
+
+-- WORKER_INSERT
+insert into "durable_stack_workers" (
+  id, name, boot_id, pid_namespace, user_id, pid, process_started, marker, seen_at_utc
+)
+values (
+  :id, :name, :boot_id, :pid_namespace, :user_id, :pid, :process_started, :marker, strftime('%Y-%m-%d %H:%M:%f000', 'now')
+)
+on conflict (id) do nothing
+
+-- WORKER_SEEN_UPDATE
+update "durable_stack_workers"
+set seen_at_utc = strftime('%Y-%m-%d %H:%M:%f000', 'now')
+where id = :id
+
+-- WORKERS_SELECT
+select id, name, boot_id, pid_namespace, user_id, pid, process_started, marker
+from "durable_stack_workers"
+where boot_id = :boot_id
+order by id
+
+-- WORKERS_UNSEEN_SELECT
+select id
+from "durable_stack_workers"
+where seen_at_utc <= strftime('%Y-%m-%d %H:%M:%f000', 'now', -:seconds || ' seconds')
+order by id
+limit :limit
+
+-- WORKER_DELETE
+delete from "durable_stack_workers"
+where id = :id
+
+-- RUNS_OF_WORKER_SELECT
+select id, lease_token
+from "durable_stack_job_runs"
+where status = 'leased'
+  and worker_id = :worker_id
+  and lease_owner = (select name from "durable_stack_workers" where id = :worker_id)
+order by id
+
+-- LEASES_EXPIRE
+update "durable_stack_job_runs"
+set lease_until_utc = strftime('%Y-%m-%d %H:%M:%f000', 'now')
+where id in (select value from json_each(:ids))
+
 -- RUN_SELECT
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context, crash_count
 from "durable_stack_job_runs"
 where id = :id
 
 -- RUNS_SELECT_RECENT
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context, crash_count
 from "durable_stack_job_runs"
 order by id desc
 limit :limit
 
 -- RUNS_SELECT_BY_STATUS
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context, crash_count
 from "durable_stack_job_runs"
 where status = :status
 order by id desc
 limit :limit
 
 -- RUNS_SELECT_BY_JOB_NAME
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context, crash_count
 from "durable_stack_job_runs"
 where job_name = :job_name
 order by id desc
 limit :limit
 
 -- RUNS_SELECT_BY_STATUS_AND_JOB_NAME
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context, crash_count
 from "durable_stack_job_runs"
 where status = :status
   and job_name = :job_name
@@ -221,7 +291,7 @@ order by id desc
 limit :limit
 
 -- RUNS_SELECT_DUE_FIRST
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context, crash_count
 from "durable_stack_job_runs"
 where status = 'pending'
 order by scheduled_for_utc, id
@@ -245,7 +315,7 @@ from (
 ) as due
 
 -- ATTEMPTS_SELECT
-select run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal
+select run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal, exit_code, ended_by, peak_memory_bytes, user_cpu_seconds, system_cpu_seconds
 from "durable_stack_job_run_attempts"
 where run_id = :run_id
 order by attempt, ended_at_utc
@@ -367,7 +437,8 @@ insert into "durable_stack_schema_migrations" (version, compatible_from, applied
 values (:version, :compatible_from, strftime('%Y-%m-%d %H:%M:%f000', 'now'))
 
 -- RUNS_PROBE
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context, last_token, lease_seconds, recurring_job_name
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context, crash_count, last_token, lease_seconds, recurring_job_name,
+       worker_id, stack_requested_at_utc, stack_taken_at_utc, stack
 from "durable_stack_job_runs"
 where 1 = 0
 
@@ -377,6 +448,11 @@ from "durable_stack_jobs"
 where 1 = 0
 
 -- ATTEMPTS_PROBE
-select run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal
+select run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal, exit_code, ended_by, peak_memory_bytes, user_cpu_seconds, system_cpu_seconds
 from "durable_stack_job_run_attempts"
+where 1 = 0
+
+-- WORKERS_PROBE
+select id, name, boot_id, pid_namespace, user_id, pid, process_started, marker, seen_at_utc
+from "durable_stack_workers"
 where 1 = 0

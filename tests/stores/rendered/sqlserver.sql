@@ -36,7 +36,8 @@ set status = %(status)s,
 where id = %(id)s
 
 -- RUNS_DUE_SELECT
-select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context
+select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context,
+       crash_count
 from [durable_stack_job_runs] with (updlock, readpast, rowlock, readcommittedlock)
 where status = 'pending'
   and scheduled_for_utc <= cast(sysutcdatetime() as datetime2(6))
@@ -49,6 +50,7 @@ update [durable_stack_job_runs]
 set status = 'leased',
     attempt = [durable_stack_job_runs].attempt + 1,
     lease_owner = %(worker_name)s,
+    worker_id = convert(binary(16), %(worker_id)s),
     lease_token = %(lease_token)s,
     lease_until_utc = dateadd(microsecond, cast(round((%(seconds)s - floor(%(seconds)s)) * 1000000, 0) as int), dateadd(second, cast(floor(%(seconds)s) as int), cast(sysutcdatetime() as datetime2(6)))),
     lease_seconds = %(seconds)s,
@@ -75,12 +77,12 @@ update [durable_stack_job_runs]
 set lease_until_utc = dateadd(microsecond, cast(round((%(seconds)s - floor(%(seconds)s)) * 1000000, 0) as int), dateadd(second, cast(floor(%(seconds)s) as int), cast(sysutcdatetime() as datetime2(6))))
 where id in (select convert(binary(16), value, 2) from openjson(%(ids)s))
 
--- CANCEL_REQUESTS_SELECT
-select id, lease_token
+-- REQUESTS_SELECT
+select id, lease_token, cancel_requested_at_utc, stack_requested_at_utc, stack_taken_at_utc
 from [durable_stack_job_runs]
 where id in (select convert(binary(16), value, 2) from openjson(%(ids)s))
   and status = 'leased'
-  and cancel_requested_at_utc is not null
+  and (cancel_requested_at_utc is not null or (stack_requested_at_utc is not null and stack_taken_at_utc is null))
 
 -- RUNS_SUCCEED
 update [durable_stack_job_runs]
@@ -107,6 +109,7 @@ where id = %(id)s
 update [durable_stack_job_runs]
 set status = 'failed',
     completed_at_utc = cast(sysutcdatetime() as datetime2(6)),
+    crash_count = crash_count + %(crashed)s,
     last_token = lease_token,
     lease_owner = null,
     lease_token = null,
@@ -122,6 +125,7 @@ where id = %(id)s
 update [durable_stack_job_runs]
 set status = 'pending',
     scheduled_for_utc = dateadd(microsecond, cast(round((%(seconds)s - floor(%(seconds)s)) * 1000000, 0) as int), dateadd(second, cast(floor(%(seconds)s) as int), cast(sysutcdatetime() as datetime2(6)))),
+    crash_count = crash_count + %(crashed)s,
     last_token = lease_token,
     lease_owner = null,
     lease_token = null,
@@ -137,6 +141,7 @@ where id = %(id)s
 update [durable_stack_job_runs]
 set status = 'cancelled',
     completed_at_utc = cast(sysutcdatetime() as datetime2(6)),
+    crash_count = crash_count + %(crashed)s,
     last_token = lease_token,
     lease_owner = null,
     lease_token = null,
@@ -161,10 +166,12 @@ where id in (select convert(binary(16), value, 2) from openjson(%(ids)s))
 
 -- ATTEMPT_INSERT
 insert into [durable_stack_job_run_attempts] (
-  run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal
+  run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal,
+  exit_code, ended_by, peak_memory_bytes, user_cpu_seconds, system_cpu_seconds
 )
 values (
-  %(run_id)s, %(attempt)s, %(worker_name)s, %(started_at)s, cast(sysutcdatetime() as datetime2(6)), %(outcome)s, %(error_type)s, %(error_message)s, %(error_detail)s, %(signal)s
+  %(run_id)s, %(attempt)s, %(worker_name)s, %(started_at)s, cast(sysutcdatetime() as datetime2(6)), %(outcome)s, %(error_type)s, %(error_message)s, %(error_detail)s, %(signal)s,
+  %(exit_code)s, %(ended_by)s, %(peak_memory_bytes)s, %(user_cpu_seconds)s, %(system_cpu_seconds)s
 )
 
 -- ATTEMPTS_FORGET
@@ -192,33 +199,99 @@ update [durable_stack_job_runs]
 set cancel_requested_at_utc = coalesce(cancel_requested_at_utc, cast(sysutcdatetime() as datetime2(6)))
 where id = %(id)s
 
+-- STACK_REQUEST
+update [durable_stack_job_runs]
+set stack_requested_at_utc = cast(sysutcdatetime() as datetime2(6)),
+    stack_taken_at_utc = null,
+    stack = null
+where id = %(id)s
+
+-- STACK_WRITE
+update [durable_stack_job_runs]
+set stack_requested_at_utc = coalesce(stack_requested_at_utc, cast(sysutcdatetime() as datetime2(6))),
+    stack_taken_at_utc = cast(sysutcdatetime() as datetime2(6)),
+    stack = %(stack)s
+where id = %(id)s
+
+-- STACK_SELECT
+select id, stack_requested_at_utc, stack_taken_at_utc, stack
+from [durable_stack_job_runs]
+where id = %(id)s
+
+-- WORKER_INSERT
+insert into [durable_stack_workers] (
+  id, name, boot_id, pid_namespace, user_id, pid, process_started, marker, seen_at_utc
+)
+select
+  %(id)s, %(name)s, %(boot_id)s, %(pid_namespace)s, %(user_id)s, %(pid)s, %(process_started)s, %(marker)s, cast(sysutcdatetime() as datetime2(6))
+where not exists (
+  select 1
+  from [durable_stack_workers] with (updlock)
+  where id = %(id)s
+)
+
+-- WORKER_SEEN_UPDATE
+update [durable_stack_workers]
+set seen_at_utc = cast(sysutcdatetime() as datetime2(6))
+where id = %(id)s
+
+-- WORKERS_SELECT
+select id, name, boot_id, pid_namespace, user_id, pid, process_started, marker
+from [durable_stack_workers]
+where boot_id = %(boot_id)s
+order by id
+
+-- WORKERS_UNSEEN_SELECT
+select id
+from [durable_stack_workers]
+where seen_at_utc <= dateadd(microsecond, -cast(round((%(seconds)s - floor(%(seconds)s)) * 1000000, 0) as int), dateadd(second, -cast(floor(%(seconds)s) as int), cast(sysutcdatetime() as datetime2(6))))
+order by id
+offset 0 rows fetch next %(limit)s rows only
+
+-- WORKER_DELETE
+delete from [durable_stack_workers]
+where id = %(id)s
+
+-- RUNS_OF_WORKER_SELECT
+select id, lease_token
+from [durable_stack_job_runs]
+where status = 'leased'
+  and worker_id = %(worker_id)s
+  and lease_owner = (select name from [durable_stack_workers] where id = %(worker_id)s)
+order by id
+
+-- LEASES_EXPIRE
+update [durable_stack_job_runs]
+set lease_until_utc = cast(sysutcdatetime() as datetime2(6))
+where id in (select convert(binary(16), value, 2) from openjson(%(ids)s))
+
 -- RUN_SELECT
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context, crash_count
 from [durable_stack_job_runs]
 where id = %(id)s
 
 -- RUNS_SELECT_RECENT
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context, crash_count
 from [durable_stack_job_runs]
 order by id desc
 offset 0 rows fetch next %(limit)s rows only
 
 -- RUNS_SELECT_BY_STATUS
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context, crash_count
 from [durable_stack_job_runs]
 where status = %(status)s
 order by id desc
 offset 0 rows fetch next %(limit)s rows only
 
 -- RUNS_SELECT_BY_JOB_NAME
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context, crash_count
 from [durable_stack_job_runs]
 where job_name = %(job_name)s
 order by id desc
 offset 0 rows fetch next %(limit)s rows only
 
 -- RUNS_SELECT_BY_STATUS_AND_JOB_NAME
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context, crash_count
 from [durable_stack_job_runs]
 where status = %(status)s
   and job_name = %(job_name)s
@@ -226,7 +299,7 @@ order by id desc
 offset 0 rows fetch next %(limit)s rows only
 
 -- RUNS_SELECT_DUE_FIRST
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context, crash_count
 from [durable_stack_job_runs]
 where status = 'pending'
 order by scheduled_for_utc, id
@@ -250,7 +323,7 @@ from (
 ) as due
 
 -- ATTEMPTS_SELECT
-select run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal
+select run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal, exit_code, ended_by, peak_memory_bytes, user_cpu_seconds, system_cpu_seconds
 from [durable_stack_job_run_attempts]
 where run_id = %(run_id)s
 order by attempt, ended_at_utc
@@ -375,7 +448,8 @@ insert into [durable_stack_schema_migrations] (version, compatible_from, applied
 values (%(version)s, %(compatible_from)s, cast(sysutcdatetime() as datetime2(6)))
 
 -- RUNS_PROBE
-select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context, last_token, lease_seconds, recurring_job_name
+select id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, started_at_utc, completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context, crash_count, last_token, lease_seconds, recurring_job_name,
+       worker_id, stack_requested_at_utc, stack_taken_at_utc, stack
 from [durable_stack_job_runs]
 where 1 = 0
 
@@ -385,6 +459,11 @@ from [durable_stack_jobs]
 where 1 = 0
 
 -- ATTEMPTS_PROBE
-select run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal
+select run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, error_type, error_message, error_detail, signal, exit_code, ended_by, peak_memory_bytes, user_cpu_seconds, system_cpu_seconds
 from [durable_stack_job_run_attempts]
+where 1 = 0
+
+-- WORKERS_PROBE
+select id, name, boot_id, pid_namespace, user_id, pid, process_started, marker, seen_at_utc
+from [durable_stack_workers]
 where 1 = 0
