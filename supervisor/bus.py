@@ -26,6 +26,8 @@ class Course(Struct, frozen=True):
     """From the order to the child until its reply, or its death."""
     trace_id: str | None = None
     span_id: str | None = None
+    quarantined: bool = False
+    """It has crashed once too often: whatever attempts are left, there is no other one."""
 
 
 NOT_BEGUN = Course()

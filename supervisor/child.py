@@ -23,28 +23,33 @@ import sys
 import threading
 import traceback
 from contextlib import suppress
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
+from time import sleep  # a job may put something else in its place
 from typing import Any
 
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from durablestack.errors import DurableStackError, JobDefinitionError, UnknownJob
 from durablestack.events import tracing
 from durablestack.jobs import JobContext
 from durablestack.jobs.context import CancelFlag
-from durablestack.jobs.execution import Returned, execute
+from durablestack.jobs.execution import Raised, Returned, execute
 from durablestack.text import ERROR_DETAIL_LENGTH_MAX, ERROR_MESSAGE_LENGTH_MAX, ERROR_TYPE_LENGTH_MAX, clean
 
 from . import wire
+from .address_space import AddressSpace
 from .application import Application, ChildSettings
+from .usage import Meter
+from .watchdog import Watchdog
 
 STACK_SIGNAL = signal.SIGRTMIN + 5 if sys.platform == "linux" else signal.SIGUSR2
-"""Makes a child write the Python stack of all its threads to standard error, also while C code holds the GIL."""
+"""Makes a child write the Python stack of all its threads to its stack pipe, also while C code holds the GIL."""
 
-_CONTROL_FD_MIN = 64
+_OUR_FD_MIN = 64
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _EXIT_BOOT_FAILED = 70
 EXIT_ORPHANED = 71
 """Without its pipe a child cannot tell anything: the supervisor is gone, or a job closed our descriptor."""
@@ -53,6 +58,8 @@ EXIT_REENTERED = 72
 """The program that started the supervisor starts one again while a child imports it."""
 
 _LOOK_AT_PIPE_MILLISECONDS = 500
+_NO_MEMORY_PAUSE_SECONDS = 0.05
+_OOM_SCORE_ADJUSTMENT = 500
 
 _Orders = SimpleQueue["tuple[wire.Execute, CancelFlag] | None"]
 
@@ -61,16 +68,19 @@ def main(
     control: socket.socket,
     stdout: Connection,
     stderr: Connection,
+    stacks: Connection,
     targets: tuple[str, ...],
     settings: ChildSettings,
 ) -> None:
     """Where a child process begins. It does not return."""
     os.setsid()
     _die_with_parent()
+    _be_the_first_to_starve()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _empty_input()
     _capture_output(stdout, stderr)
+    _tell_stacks(stacks)
     pipe = _ControlPipe(control)
     application = _load(targets, settings, pipe)
     pipe.send(wire.Ready(list(application.jobs.names)))
@@ -92,8 +102,21 @@ def _die_with_parent() -> None:
     if (alive_fd := getattr(server, "_forkserver_alive_fd", None)) is not None:
         os.close(alive_fd)
         server._forkserver_alive_fd = None
+    tracker: Any = resource_tracker._resource_tracker
+    if (tracker_fd := getattr(tracker, "_fd", None)) is not None:  # another one; what a job executes is not to have it
+        os.set_inheritable(tracker_fd, False)
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what a job sends off on its own can be found below us all the same
+
+
+def _be_the_first_to_starve() -> None:
+    """When the kernel is out of memory it is to end us and what our jobs start, rather than the supervisor."""
+    with suppress(OSError, ValueError), open("/proc/self/oom_score_adj", "r+") as adjustment:
+        if int(adjustment.read()) < _OOM_SCORE_ADJUSTMENT:
+            adjustment.seek(0)
+            adjustment.write(str(_OOM_SCORE_ADJUSTMENT))
 
 
 def _empty_input() -> None:
@@ -110,16 +133,27 @@ def _capture_output(stdout: Connection, stderr: Connection) -> None:
         stream = open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
-    faulthandler.enable(file=2)
-    faulthandler.register(STACK_SIGNAL, file=2, all_threads=True)
+
+
+def _tell_stacks(stacks: Connection) -> None:
+    """When we are asked, and when we crash."""
+    fd = _out_of_the_way(stacks.fileno())
+    stacks.close()
+    faulthandler.enable(file=fd)
+    faulthandler.register(STACK_SIGNAL, file=fd, all_threads=True)
+
+
+def _out_of_the_way(fd: int) -> int:
+    """The same on a high descriptor, where jobs seldom come, closed in whatever they execute."""
+    descriptors_max, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, min(_OUR_FD_MIN, descriptors_max // 2))
 
 
 class _ControlPipe:
-    """The child's end. On a high descriptor, closed in whatever a job forks or executes."""
+    """The child's end. Closed in whatever a job forks or executes."""
 
     def __init__(self, control: socket.socket) -> None:
-        descriptors_max, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        fd = fcntl.fcntl(control.fileno(), fcntl.F_DUPFD_CLOEXEC, min(_CONTROL_FD_MIN, descriptors_max // 2))
+        fd = _out_of_the_way(control.fileno())
         control.close()
         self._socket = socket.socket(fileno=fd)
         self._frames = wire.FrameReader(wire.ORDER_BYTES_MAX)
@@ -132,17 +166,23 @@ class _ControlPipe:
             os._exit(EXIT_ORPHANED)
 
     def receive(self) -> list[wire.Order]:
-        try:
-            self._wait_readable()
-            received = self._socket.recv(65536)
-        except OSError:
-            received = b""
+        received = self._receive_some()
         if not received:
             os._exit(EXIT_ORPHANED)
         try:
             return [wire.decode_order(body) for body in self._frames.feed(received)]
         except Exception:  # whatever wrote into our descriptor, it was not the supervisor
             os._exit(EXIT_ORPHANED)
+
+    def _receive_some(self) -> bytes:
+        while True:
+            try:
+                self._wait_readable()
+                return self._socket.recv(65536)
+            except OSError:
+                return b""
+            except MemoryError:  # the run has taken all there is; once it has ended there is more
+                sleep(_NO_MEMORY_PAUSE_SECONDS)
 
     def _wait_readable(self) -> None:
         """Look again and again: a descriptor that a job closes under a waiting `recv` would never be missed."""
@@ -177,6 +217,7 @@ def _listen(pipe: _ControlPipe, orders: _Orders) -> None:
 
 def _sort_orders(pipe: _ControlPipe, orders: _Orders) -> None:
     flag, number = CancelFlag(), -1
+    watchdog = Watchdog()
     while True:
         for order in pipe.receive():
             match order:
@@ -185,24 +226,26 @@ def _sort_orders(pipe: _ControlPipe, orders: _Orders) -> None:
                     orders.put((order, flag))
                 case wire.Cancel() if order.number == number:
                     flag.set()
+                case wire.Trust(until=until):
+                    watchdog.trust_until(until)
                 case wire.Stop():
                     orders.put(None)
 
 
 def _serve(orders: _Orders, application: Application, pipe: _ControlPipe) -> None:
     while (taken := orders.get()) is not None:
-        reply = _perform_traced(*taken, application, pipe)
+        meter = Meter()
+        reply = _perform_traced(*taken, application, pipe, meter)
         _flush_output()
-        # what a job leaves running is ended with us; what it has changed here shall meet no other job
-        if application.residue.found:
-            reply = replace(reply, retires=True)
-        pipe.send(reply)
-        if reply.retires:
-            return
+        # What a job has changed here shall meet no other job; what it has left running the supervisor finds below us,
+        # as long as we are there: the order to stop comes after that.
+        left = application.residue.found
+        used = wire.Used(*astuple(meter.read()))
+        pipe.send(replace(reply, retires=reply.retires or bool(left), left=left, used=used))
 
 
 def _perform_traced(
-    order: wire.Execute, cancel_flag: CancelFlag, application: Application, pipe: _ControlPipe
+    order: wire.Execute, cancel_flag: CancelFlag, application: Application, pipe: _ControlPipe, meter: Meter
 ) -> wire.Succeeded | wire.Failed:
     execution = tracing.Execution(
         run_id=order.run_id,
@@ -212,7 +255,7 @@ def _perform_traced(
         trace_context=order.trace_context,
     )
     with tracing.executing(execution, application.settings.trace_relation) as span:
-        pipe.send(wire.Began(order.number, span.trace_id, span.span_id))
+        pipe.send(wire.Began(order.number, span.trace_id, span.span_id, *meter.before))
         reply = _perform(order, cancel_flag, application)
         if isinstance(reply, wire.Failed):
             span.failed(reply.error_type, reply.error_message)
@@ -233,9 +276,22 @@ def _perform(order: wire.Execute, cancel_flag: CancelFlag, application: Applicat
         cancel_flag=cancel_flag,
         container=application.container,
     )
-    result = execute(registration, order.payload, context, cancel_flag, application.runner)
+    address_space = AddressSpace(order.address_space_limit)
+    try:
+        with address_space:
+            result = execute(registration, order.payload, context, cancel_flag, application.runner)
+    except MemoryError:  # not even its error could be told within the limit
+        result = Raised(
+            error_type="MemoryError",
+            error_message=f"there was none left under the limit of {order.address_space_limit} bytes",
+            error_detail="",
+            retryable=True,
+            retry_after_seconds=None,
+            process_is_spent=True,
+        )
+    is_spent = result.process_is_spent or address_space.was_near
     if isinstance(result, Returned):
-        return wire.Succeeded(order.number, result.noticed_cancel, retires=result.process_is_spent)
+        return wire.Succeeded(order.number, result.noticed_cancel, retires=is_spent)
     return wire.Failed(
         order.number,
         result.error_type,
@@ -243,7 +299,7 @@ def _perform(order: wire.Execute, cancel_flag: CancelFlag, application: Applicat
         result.error_detail,
         result.retryable,
         result.retry_after_seconds,
-        retires=result.process_is_spent,
+        retires=is_spent,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -15,8 +15,10 @@ from durablestack.errors import StoreError, StoreUnavailable
 from durablestack.events import EventType
 from durablestack.runs import CANCELLED_MESSAGE, LEASE_EXPIRED, Failure, Run, RunStatus
 from durablestack.stores.contract import Claim, Claimed, ExpiredRun, Store
+from durablestack.workers import Worker
 
 from .bus import Emit
+from .clocks import DatabaseClock
 from .completer import Completer
 from .door import ask_store
 from .executor import Executor
@@ -32,7 +34,10 @@ _DUE_AFTER_SECONDS = 0.01  # the database counts from its own commit
 
 
 class Claimer:
-    """Never claims more than can start at once: a claimed run that waits is a lease that ages."""
+    """Never claims more than can start at once: a claimed run that waits is a lease that ages.
+
+    `guarded` returns once there is somebody who ends children when we cannot.
+    """
 
     def __init__(
         self,
@@ -41,33 +46,41 @@ class Claimer:
         leases: LeaseTable,
         completer: Completer,
         *,
-        worker_name: str,
+        worker: Worker,
         job_names: Collection[str],
         batch_size: int,
         lease_duration: timedelta,
         poll_interval_seconds: float,
         poll_jitter_ratio: float,
+        guarded: Callable[[], Awaitable[None]],
         emit: Emit,
     ) -> None:
         self._store = store
         self._pool = pool
         self._leases = leases
         self._completer = completer
-        self._worker_name = worker_name
+        self._worker = worker
         self._job_names = tuple(job_names)
         self._batch_size = batch_size
         self._lease_duration = lease_duration
         self._poll_interval_seconds = poll_interval_seconds
         self._poll_jitter_ratio = poll_jitter_ratio
+        self._guarded = guarded
         self._emit = emit
         self._woken = anyio.Event()
         self._failures_in_a_row = 0
         self._look_for_expired_at = 0.0
+        self._database_clock = DatabaseClock(lease_duration)
         self._uncertain_claims: set[UUID] = set()
 
     def wake(self) -> None:
         """There may be something to claim: a slot became free, or somebody enqueued."""
         self._woken.set()
+
+    def look_for_expired(self) -> None:
+        """There are leases that have expired."""
+        self._look_for_expired_at = 0.0
+        self.wake()
 
     @property
     def unanswered(self) -> bool:
@@ -83,6 +96,7 @@ class Claimer:
         while True:
             await self._completer.has_room()
             idle = await self._pool.take_idle(self._batch_size)
+            await self._guarded()
             self._woken = anyio.Event()
             claimed = await self._claim_for(idle)
             if claimed < len(idle):
@@ -98,29 +112,41 @@ class Claimer:
         return len(runs)
 
     async def _claim_batch(self, size: int) -> list[Run]:
-        claim = Claim(
-            worker_name=self._worker_name,
-            lease_token=uuid4(),
-            job_names=self._job_names,
-            batch_size=size,
-            lease_duration=self._lease_duration,
-            end_expired=boottime() >= self._look_for_expired_at,
-        )
         try:
             await self._release_uncertain_claims()
+            claim = Claim(
+                worker_name=self._worker.name,
+                worker_id=self._worker.id,
+                lease_token=uuid4(),
+                job_names=self._job_names,
+                batch_size=size,
+                lease_duration=self._lease_duration,
+                end_expired=await self._may_end_expired(),
+            )
             asked_at = boottime()
             claimed = await self._ask_for_claim(claim)
         except StoreError as error:
             self._failed(error)
             return []
         self._answered()
-        if claim.end_expired:
-            self._look_for_expired_at = asked_at + _LOOK_FOR_EXPIRED_SECONDS
         self._tell_expired(claimed.expired)
         self._leases.hold((run.lease for run in claimed.runs), asked_at, self._lease_duration)
         for run in claimed.runs:
             self._emit(EventType.JOB_CLAIMED, run)
         return claimed.runs
+
+    async def _may_end_expired(self) -> bool:
+        """Now and then; and not for a while after the clock that decides has jumped."""
+        asked_at = boottime()
+        if asked_at < self._look_for_expired_at:
+            return False
+        jump = self._database_clock.saw(await ask_store(self._store.now), asked_at, boottime())
+        self._look_for_expired_at = asked_at + _LOOK_FOR_EXPIRED_SECONDS
+        if jump is not None:
+            what = f"the database's clock has jumped by {jump.total_seconds():+.1f} s"
+            log.error("%s: no lease is ended for the next %s", what, self._lease_duration)
+            self._emit(EventType.CLOCK_JUMP_DETECTED, message=what)
+        return self._database_clock.trusted
 
     async def _ask_for_claim(self, claim: Claim) -> Claimed:
         try:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from durablestack.errors import DurableStackError, StoreError
 from durablestack.jobs.discovery import look_in_current_folder
-from durablestack.options import redact
+from durablestack.options import Secret, redact
 from durablestack.stack import DurableStack
 
 from .control import run_with_signals
@@ -71,7 +72,8 @@ def _supervise(targets: tuple[str, ...], changes: dict[str, Any], *, plain: bool
     console = Console(stderr=True)
     live = console.is_terminal and not console.is_dumb_terminal and not plain and "NO_COLOR" not in os.environ
     calm = logging.WARNING if live else logging.INFO  # the status tells of what goes well
-    log_thread = _log_to(console, live=live, level=logging.DEBUG if verbose else calm)
+    lines = LineFormatter("%(message)s" if live else "%(asctime)s %(levelname)-7s %(message)s")
+    log_thread = _log_to(console, lines, live=live, level=logging.DEBUG if verbose else calm)
     look_in_current_folder()
     if (port := changes.pop("monitoring_port", None)) is not None:
         changes["monitoring"] = {"port": port}
@@ -79,6 +81,7 @@ def _supervise(targets: tuple[str, ...], changes: dict[str, Any], *, plain: bool
     code = 0
     try:
         with DurableStack.load(targets, **changes) as stack:
+            lines.secrets = stack.options.secrets()
             _warn_of_memory(stack)
             supervisor = Supervisor(stack)
 
@@ -90,7 +93,7 @@ def _supervise(targets: tuple[str, ...], changes: dict[str, Any], *, plain: bool
             anyio.run(_run, supervisor, console if live else None, systemd, leave_now)
         log.log(logging.WARNING if live else logging.INFO, "%s", summary(supervisor))
     except BaseException as error:
-        code = _exit_code(error)
+        code = _exit_code(error, lines.secrets)
     log_thread.close()
     return code
 
@@ -99,6 +102,9 @@ def _leave(code: int) -> NoReturn:
     """End here and now: neither a thread that waits for a stuck fork server nor an application's exit handlers
     may keep a supervisor that has stopped."""
     end_fork_server()
+    if folder := multiprocessing.current_process()._config.get("tempdir"):  # type: ignore[attr-defined]
+        with suppress(OSError):  # it held the socket of the fork server, and is gone by itself at a longer end
+            os.rmdir(folder)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
@@ -117,9 +123,9 @@ async def _run(
         tasks.cancel_scope.cancel()
 
 
-def _log_to(console: Console, *, live: bool, level: int) -> LogThread:
+def _log_to(console: Console, lines: LineFormatter, *, live: bool, level: int) -> LogThread:
     handler = log_handler(console) if live else logging.StreamHandler()
-    handler.setFormatter(LineFormatter("%(message)s" if live else "%(asctime)s %(levelname)-7s %(message)s"))
+    handler.setFormatter(lines)
     for noisy in ("asyncio", "psycopg", "psycopg.pool"):  # their news reach us as errors, once
         logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.getLogger("durablestack.events").setLevel(logging.INFO)  # who asked for them wants to see them
@@ -134,7 +140,7 @@ def _warn_of_memory(stack: DurableStack) -> None:
         )
 
 
-def _exit_code(error: BaseException) -> int:
+def _exit_code(error: BaseException, secrets: Collection[Secret]) -> int:
     """One clear sentence for what a user can mend; the whole story for what is our fault."""
     error = the_one_in(error)
     if isinstance(error, SystemExit):
@@ -148,7 +154,7 @@ def _exit_code(error: BaseException) -> int:
     else:
         log.critical("the supervisor failed", exc_info=error)
         return EXIT_BUG
-    print(f"error: {redact(str(error))}", file=sys.stderr)
+    print(f"error: {redact(str(error), secrets)}", file=sys.stderr)
     return code
 
 

@@ -20,7 +20,18 @@ from msgspec.structs import replace
 from durablestack.errors import StoreError, StoreUnavailable
 from durablestack.events import EventType
 from durablestack.options import Secret
-from durablestack.runs import CANCELLED_MESSAGE, Cancelled, Failed, Failure, Outcome, Output, Released, Run, Succeeded
+from durablestack.runs import (
+    CANCELLED_MESSAGE,
+    Cancelled,
+    Failed,
+    Failure,
+    Outcome,
+    Output,
+    Released,
+    Run,
+    RunStatus,
+    Succeeded,
+)
 from durablestack.stores.contract import Store
 from durablestack.text import clean
 
@@ -100,17 +111,26 @@ class Completer:
                 await self._more.wait()
 
     async def _record_batch(self) -> None:
-        batch = self._waiting[:_BATCH_SIZE_MAX]
+        batch = self._next_batch()
         recorded = await self._until_written([outcome for _, outcome, _ in batch])
         del self._waiting[: len(batch)]
         self._leases.drop(outcome.lease for _, outcome, _ in batch)
         self._room.set()
         for run, outcome, course in batch:
-            self._tell(run, outcome, course, was_recorded=run.id in recorded)
+            self._tell(run, outcome, course, recorded.get(run.id))
             self.on_recorded(run)
 
-    async def _until_written(self, batch: Sequence[Outcome]) -> set[UUID]:
-        """Write until the database has answered for each; return the runs whose outcome it took."""
+    def _next_batch(self) -> list[tuple[Run, Outcome, Course]]:
+        """Up to a second outcome of one run: of two attempts at it, the answer would not tell which was recorded."""
+        together: dict[UUID, tuple[Run, Outcome, Course]] = {}
+        for each in self._waiting[:_BATCH_SIZE_MAX]:
+            if each[0].id in together:
+                break
+            together[each[0].id] = each
+        return list(together.values())
+
+    async def _until_written(self, batch: Sequence[Outcome]) -> dict[UUID, RunStatus]:
+        """Write until the database has answered for each; return the runs whose outcome it took, and what they are."""
         backoff_seconds = _BACKOFF_SECONDS_FIRST
         told_with_less = False
         while True:
@@ -121,16 +141,20 @@ class Completer:
             except StoreError as error:
                 log.error("the database refuses %d outcomes: %s", len(batch), error)
                 if len(batch) > 1:
-                    return {run_id for outcome in batch for run_id in await self._until_written([outcome])}
+                    recorded: dict[UUID, RunStatus] = {}
+                    for outcome in batch:
+                        recorded |= await self._until_written([outcome])
+                    return recorded
                 if told_with_less:  # left to the expiry of its lease; it must not hold up the others
-                    return set()
+                    return {}
                 batch, told_with_less = [_told_with_less(batch[0], error)], True
             await anyio.sleep(backoff_seconds * random.uniform(0.8, 1.2))
             backoff_seconds = min(backoff_seconds * 2, _BACKOFF_SECONDS_MAX)
 
-    def _tell(self, run: Run, outcome: Outcome, course: Course, *, was_recorded: bool) -> None:
+    def _tell(self, run: Run, outcome: Outcome, course: Course, status: RunStatus | None) -> None:
+        """`status` is what the run is now; None if the outcome was not taken."""
         names = f"run_id={run.id} job_name={run.job_name} attempt={run.attempt}"
-        if not was_recorded:
+        if status is None:
             self.counts.refused += 1
             kind = type(outcome).__name__.lower()
             log.error(
@@ -147,7 +171,9 @@ class Completer:
                 self.counts.failed += 1
                 log.error("run failed: %s error=%s: %s", names, failure.error_type, failure.error_message)
                 self._emit(EventType.JOB_FAILED, run, course=course, failure=failure)
-            case Failed(failure=failure, retry_after=timedelta() as delay):
+                if course.quarantined:
+                    self._emit(EventType.RUN_QUARANTINED, run, course=course, failure=failure)
+            case Failed(failure=failure, retry_after=timedelta() as delay) if status is not RunStatus.CANCELLED:
                 self.counts.retried += 1
                 self.on_retry(delay)
                 what = f"{failure.error_type}: {failure.error_message}"
@@ -157,21 +183,22 @@ class Completer:
                 self._emit(
                     EventType.RETRY_SCHEDULED, run, course=replace(course, duration_seconds=None), retry_at=retry_at
                 )
-            case Cancelled():
-                self.counts.cancelled += 1
-                log.info("run cancelled: %s", names)
-                self._emit(EventType.JOB_CANCELLED, run, course=course, message=CANCELLED_MESSAGE)
-            case Released():
+            case Released() if status is not RunStatus.CANCELLED:
                 self.counts.released += 1
                 log.info("run released: %s", names)
                 self._emit(EventType.JOB_RELEASED, run, course=course)
+            case Cancelled() | Failed() | Released():
+                self.counts.cancelled += 1
+                log.info("run cancelled: %s", names)
+                self._emit(EventType.JOB_CANCELLED, run, course=course, message=CANCELLED_MESSAGE)
 
 
 def _told_with_less(outcome: Outcome, error: StoreError) -> Outcome:
     """What the database will take of an outcome that it refused: that it was, and why more is not told."""
     match outcome:
         case Failed():
-            failure = Failure(error_type="Unrecordable", error_message=clean(str(error), 500))
+            message = clean(str(error), 500)
+            failure = Failure(error_type="Unrecordable", error_message=message, crashed=outcome.failure.crashed)
             return Failed(outcome.lease, failure, outcome.retry_after)
         case Succeeded() | Cancelled():
             return replace(outcome, output=Output())

@@ -41,5 +41,7 @@ async def run_with_signals(supervisor: Supervisor, leave: Callable[[], None]) ->
             loop.call_soon_threadsafe(obey, signal.Signals(number).name)
 
     for number in STOP_SIGNALS:
-        signal.signal(number, on_signal)
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish
+            signal.signal(number, on_signal)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever started us may ignore it, and exit codes would be lost
     await supervisor.run()

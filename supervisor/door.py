@@ -8,6 +8,8 @@ from typing import TypeVar, TypeVarTuple
 import anyio
 from anyio import to_thread
 
+from durablestack.errors import StoreUnavailable
+
 Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")
 
@@ -19,5 +21,10 @@ async def ask_store(call: Callable[[*Arguments], Result], *arguments: *Arguments
     """
     scope = anyio.CancelScope(shield=True)
     with scope:
-        result = await to_thread.run_sync(call, *arguments)
+        try:
+            result = await to_thread.run_sync(call, *arguments)
+        except RuntimeError as error:
+            if "start new thread" not in str(error):
+                raise
+            raise StoreUnavailable(f"the database cannot be asked: {error}") from error
     return result

@@ -3,7 +3,7 @@
 The slot is lasting, the child is not. A child that dies is replaced, and what its death means for the run in hand
 is told to the pool. A run that no child has seen yet waits for the next child, or is given back.
 
-    booting --Ready--> idle --assign--> busy --Succeeded | Failed--> idle
+    booting --Ready--> idle --assign--> busy --Succeeded | Failed--> idle, or retired: Stop
        ^                |                |
        |                v                v  timeout, cancel, stop: Cancel, SIGTERM, SIGKILL
        +---- restart -- dead <-----------+
@@ -20,22 +20,28 @@ from typing import Protocol
 import anyio
 from anyio.abc import TaskGroup
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from durablestack.errors import JobDefinitionError, TargetError
-from durablestack.runs import Output, Run
+from durablestack.runs import Output, Run, Usage
 
-from . import wire
+from . import dump, usage, wire
 from .bus import NOT_BEGUN, Course
 from .child import EXIT_REENTERED, STACK_SIGNAL
+from .leases import boottime
 from .process import ChildProcess, Death, Starter
+from .residue import PROCESSES
 from .restarts import restart_delay_seconds
-from .verdict import Ending
+from .terms import Terms
+from .verdict import Ending, Evidence
 
 log = logging.getLogger(__name__)
 
 _RETIRE_WITHIN_SECONDS = 2.0
 _STACK_DUMP_WITHIN_SECONDS = 0.1
+_STACK_TOLD_WITHIN_SECONDS = 1.0
+_STACKS_APART_SECONDS = 0.2
+_LOOK_FOR_STACK_SECONDS = 0.02
 
 
 class BootFailed(Exception):
@@ -47,13 +53,16 @@ class Limits(Struct, frozen=True, kw_only=True):
     cancel_grace_seconds: float
     terminate_grace_seconds: float
     output_bytes_max: int
+    runs_per_child_max: int | None = None
+    child_memory_max: int | None = None
+    """In bytes: a child that keeps more than that when a run has ended is replaced."""
 
 
 class Assignment(Struct, frozen=True, eq=False):
-    """A run that is to be executed, and how long it may take."""
+    """A run that is to be executed."""
 
     run: Run
-    timeout_seconds: float | None
+    terms: Terms = Terms()
 
 
 class Ended(Struct, frozen=True, kw_only=True, eq=False):
@@ -62,7 +71,7 @@ class Ended(Struct, frozen=True, kw_only=True, eq=False):
     assignment: Assignment
     how: wire.Succeeded | wire.Failed | Death
     ending: Ending | None
-    output: Output
+    evidence: Evidence
     course: Course
     pid: int | None
 
@@ -103,7 +112,12 @@ class Executor:
         self._begun = False
         self._course = NOT_BEGUN
         self._ending: Ending | None = None
+        self._reached: float | None = None  # of the limit that we end the run for
         self._ended = anyio.Event()
+        self._began_boottime = 0.0
+        self._cpu_before = (0.0, 0.0)  # what the child had used when it began the run
+        self._used = Usage()  # by the run, as far as it was seen from here
+        self._runs_begun = 0  # by this child
         self._retiring = False
         self._leaving = False
         self._deaths_in_a_row = 0
@@ -131,6 +145,7 @@ class Executor:
         child.on_reply = self._on_reply
         child.on_gone = lambda: self._slots.busy_or_gone(self)
         self._answered, self._boot_failure, self._retiring = anyio.Event(), None, False
+        self._runs_begun = 0
         try:
             await self._boot(child)
             self._child, self.pid = child, child.pid
@@ -188,7 +203,7 @@ class Executor:
         """The child is dead: say what became of the run in hand, and whether anyone should worry."""
         how = death.how
         if self._delivered and (self._begun or not self._slots.may_begin_elsewhere(self._run_in_hand)):
-            self._finish(death, child.take_output())
+            self._finish(death, child)
         elif self._delivered:
             self._delivered = False
             self._give_back()
@@ -221,8 +236,13 @@ class Executor:
         """Take a run in hand. It begins now if there is a child for it, or as soon as there is."""
         assert self.assignment is None, "an executor takes one run at a time"
         self.assignment, self._ending, self._ended = assignment, None, anyio.Event()
-        if self._child is not None and self._takes_runs(self._child):
-            self._begin(self._child, assignment)
+        child = self._child
+        if child is None or not self._takes_runs(child):
+            return
+        if assignment.terms.fresh_process_per_run and self._runs_begun:
+            self._retire(child)
+        else:
+            self._begin(child, assignment)
 
     def _takes_runs(self, child: ChildProcess) -> bool:
         return not self._retiring and not child.gone
@@ -240,12 +260,15 @@ class Executor:
             self._slots.idle(self)
             return
         child.take_output()  # what was written between two runs belongs to neither
+        child.take_stack()
         self._order += 1
+        self._runs_begun += 1
         self._delivered, self._begun, self._course = True, False, NOT_BEGUN
-        self.began_at = anyio.current_time()
-        if assignment.timeout_seconds is not None:
+        self._used, self._reached = Usage(), None
+        self.began_at, self._began_boottime = anyio.current_time(), boottime()
+        if (timeout_seconds := assignment.terms.timeout_seconds) is not None:
             loop = asyncio.get_running_loop()
-            self._timeout = loop.call_later(assignment.timeout_seconds, self.end_run, Ending.TIMED_OUT)
+            self._timeout = loop.call_later(timeout_seconds, self.end_run, Ending.TIMED_OUT)
         child.send(
             wire.Execute(
                 self._order,
@@ -256,6 +279,7 @@ class Executor:
                 run.slot or run.scheduled_for,
                 run.payload,
                 run.trace_context,
+                assignment.terms.address_space_limit,
             )
         )
 
@@ -276,6 +300,7 @@ class Executor:
                 self._answered.set()
             case wire.Began() if self._delivered and not self._begun and reply.number == self._order:
                 self._begun = True
+                self._cpu_before = (reply.user_cpu_seconds, reply.system_cpu_seconds)
                 self._course = Course(None, reply.trace_id or None, reply.span_id or None)
                 self._slots.began(self._run_in_hand, self._course)
             case wire.Succeeded() | wire.Failed() if self._delivered and reply.number == self._order:
@@ -292,9 +317,11 @@ class Executor:
 
     def _on_result(self, reply: wire.Succeeded | wire.Failed) -> None:
         child = self._child
-        self._retiring = self._retiring or reply.retires
         self._deaths_in_a_row = 0
-        self._finish(reply, child.take_output() if child is not None else Output())
+        self._retiring = self._retiring or reply.retires or self._is_worn_out(child)
+        if child is not None and reply.left:
+            self._tell_left(child, reply.left)
+        self._finish(reply, child)
         if child is None or child.gone:
             return
         if self._retiring:
@@ -302,18 +329,39 @@ class Executor:
         else:
             self._slots.idle(self)
 
+    def _is_worn_out(self, child: ChildProcess | None) -> bool:
+        """Whether a child that has done its run is to be replaced though nothing is wrong with it."""
+        assert self.assignment is not None
+        if self.assignment.terms.fresh_process_per_run or self._runs_begun == self._limits.runs_per_child_max:
+            return True
+        if self._limits.child_memory_max is None or child is None:
+            return False
+        process = usage.look(child.pid)
+        return process is not None and process.resident_bytes > self._limits.child_memory_max
+
+    def _tell_left(self, child: ChildProcess, left: Sequence[str]) -> None:
+        """The run is over; what it has started is to be so too, before anybody is told."""
+        run = self._run_in_hand
+        names = f"run_id={run.id} job_name={run.job_name} attempt={run.attempt}"
+        if PROCESSES in left and (count := usage.end_descendants(child.pid, self._began_boottime)):
+            log.warning("processes that a run had left were ended: %s leaked_processes=%d", names, count)
+        log.info("child %d is replaced for what its run has left: %s left=%s", child.pid, names, ", ".join(left))
+
     def _retire(self, child: ChildProcess) -> None:
+        self._retiring = True
         child.send(wire.Stop())
         asyncio.get_running_loop().call_later(_RETIRE_WITHIN_SECONDS, child.kill)
 
-    def _finish(self, how: wire.Succeeded | wire.Failed | Death, output: Output) -> None:
+    def _finish(self, how: wire.Succeeded | wire.Failed | Death, child: ChildProcess | None) -> None:
         assert self.assignment is not None
         self._forget_timeout()
+        output, stack = (child.take_output(), child.take_stack()) if child is not None else (Output(), None)
+        used = self._used if isinstance(how, Death) else usage.most(self._used, Usage(*astuple(how.used)))
         ended = Ended(
             assignment=self.assignment,
             how=how,
             ending=self._ending,
-            output=output,
+            evidence=Evidence(output=output, stack=stack, usage=used, reached=self._reached),
             course=replace(self._course, duration_seconds=anyio.current_time() - self.began_at),
             pid=self.pid,
         )
@@ -354,6 +402,22 @@ class Executor:
         else:
             self._child.kill()
 
+    def end_exceeding(self, ending: Ending, reached: float) -> None:
+        """End the run in hand, which uses more than it may. Memory is not a thing to wait for."""
+        if self._ending is None:
+            self._reached = reached
+        if ending is not Ending.MEMORY_LIMIT:
+            self.end_run(ending)
+        elif self._child is not None and self._tasks is not None and self._ending is not Ending.MEMORY_LIMIT:
+            self._ending = self._ending or ending
+            self._retiring = True
+            self._tasks.start_soon(self._kill_with_stack, self._child, self._ended)
+
+    async def _kill_with_stack(self, child: ChildProcess, ended: anyio.Event) -> None:
+        child.signal_self(STACK_SIGNAL)
+        if not await _set_within(ended, _STACK_DUMP_WITHIN_SECONDS):
+            child.kill()
+
     async def _escalate(self, child: ChildProcess, ended: anyio.Event) -> None:
         child.send(wire.Cancel(self._order))
         if await _set_within(ended, self._limits.cancel_grace_seconds):
@@ -365,6 +429,41 @@ class Executor:
         child.signal_group(signal.SIGTERM)
         if not await _set_within(ended, self._limits.terminate_grace_seconds):
             child.kill()
+
+    # --- looking at a run
+
+    def measure(self) -> usage.Sample | None:
+        """What the run in hand uses now; remembered, should its child die. None if none has begun."""
+        if self._child is None or not self._delivered or not self._begun:
+            return None
+        sample = usage.sample(self._child.pid, self._began_boottime, self._cpu_before)
+        if sample is not None:
+            self._used = usage.most(self._used, sample.usage)
+        return sample
+
+    async def stacks(self) -> str | None:
+        """The Python stacks of the run in hand, taken twice, in words; None if none has begun."""
+        child, ended = self._child, self._ended
+        if child is None or not self._delivered or not self._begun:
+            return None
+        first = await _stack(child, ended)
+        await _set_within(ended, _STACKS_APART_SECONDS)
+        second = await _stack(child, ended)
+        if ended.is_set():
+            return None
+        process = usage.look(child.pid)
+        return dump.told(first, second, process.state if process is not None else "", _STACKS_APART_SECONDS)
+
+
+async def _stack(child: ChildProcess, ended: anyio.Event) -> str:
+    """Empty if it does not answer."""
+    child.signal_self(STACK_SIGNAL)
+    deadline, told = anyio.current_time() + _STACK_TOLD_WITHIN_SECONDS, ""
+    while not told and anyio.current_time() < deadline and not await _set_within(ended, _LOOK_FOR_STACK_SECONDS):
+        told = child.take_stack() or ""
+    if told and not await _set_within(ended, _LOOK_FOR_STACK_SECONDS):  # it may not have been all
+        told += child.take_stack() or ""
+    return told
 
 
 async def _set_within(event: anyio.Event, seconds: float) -> bool:

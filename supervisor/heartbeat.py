@@ -58,6 +58,7 @@ class Heartbeat:
     ) -> None:
         self.extensions = 0  # of leases, since the start; like `unanswered` written by the thread, read by others
         self.unanswered = False
+        self.on_stack_requested: Callable[[Collection[UUID]], None] = lambda run_ids: None
         self._store = store
         self._leases = leases
         self._end_runs = end_runs
@@ -121,7 +122,7 @@ class Heartbeat:
             self._next_beat_at = boottime() + (self._interval_seconds if self._beat() else self._try_again_seconds)
             self._emit(EventType.WORKER_HEARTBEAT)
         elif boottime() >= self._next_cancel_check_at:
-            self._check_cancel_requests()
+            self._check_requests()
             self._next_cancel_check_at = boottime() + _CANCEL_CHECK_SECONDS
 
     def _beat(self) -> bool:
@@ -143,11 +144,15 @@ class Heartbeat:
         self._tell_cancelled(extended.cancel_requested)
         return True
 
-    def _check_cancel_requests(self) -> None:
+    def _check_requests(self) -> None:
         try:
-            self._tell_cancelled(self._store.find_cancel_requests(self._leases.held()))
+            requests = self._store.find_requests(self._leases.held())
         except StoreError as error:
-            log.debug("could not look for cancel requests: %s", error)
+            log.debug("could not look for requests: %s", error)
+            return
+        self._tell_cancelled(requests.cancel)
+        if requests.stack:  # told until it is answered, should an answer not be written
+            self._on_loop(lambda run_ids: self.on_stack_requested(run_ids), requests.stack)
 
     def _tell_cancelled(self, run_ids: Collection[UUID]) -> None:
         new = set(run_ids) - self._cancels_told

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import queue
+from collections.abc import Collection
 from logging.handlers import QueueHandler, QueueListener
+
+from durablestack.options import Secret, redact
 
 _LINES_WAITING_MAX = 10_000
 _LAST_LINES_WITHIN_SECONDS = 2.0
@@ -32,10 +35,13 @@ class _DroppingHandler(QueueHandler):
 
 
 class LineFormatter(logging.Formatter):
-    """What a job says of its error can neither pass for a line of ours nor speak to the terminal."""
+    """What a job says of its error can neither pass for a line of ours nor speak to the terminal; nor does any line
+    tell a secret, tracebacks included. `secrets` are written once they are known."""
+
+    secrets: Collection[Secret] = ()
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return super().formatMessage(record).translate(_ESCAPED)
+        return redact(super().formatMessage(record), self.secrets).translate(_ESCAPED)
 
 
 class LogThread:

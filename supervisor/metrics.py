@@ -39,6 +39,7 @@ _COUNTED = {
     EventType.LEASE_LOST: ("leases_lost", "Attempts ended or refused because the lease was gone"),
     EventType.RUN_QUARANTINED: ("runs_quarantined", "Runs whose last attempt's lease was found expired"),
     EventType.CHILD_CRASHED: ("children_crashed", "Children that died or could not start, and were not asked to end"),
+    EventType.CLOCK_JUMP_DETECTED: ("clock_jumps", "Jumps of the database's clock"),
 }
 
 

@@ -12,19 +12,22 @@ from collections.abc import Callable, Collection, Iterable
 from uuid import UUID
 
 import anyio
+from msgspec.structs import replace
 
 from durablestack.events import EventType
-from durablestack.jobs import JobRegistry
+from durablestack.jobs import JobRegistration, JobRegistry
 from durablestack.options import CrashedRunPolicy
-from durablestack.runs import Outcome, Released, Run
+from durablestack.runs import Failed, Outcome, Released, Run
 
-from . import verdict
+from . import verdict, wire
 from .bus import NOT_BEGUN, Course, Emit
 from .executor import Assignment, Ended, Executor, Limits
 from .leases import LeaseTable
 from .process import ChildProcess, Death, Starter
 from .restarts import Restarts
+from .terms import Terms
 from .verdict import Ending, RetryAfter
+from .watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +45,7 @@ class Pool:
         leases: LeaseTable,
         restarts: Restarts,
         *,
-        timeout_seconds: float | None,
+        terms_of: Callable[[JobRegistration], Terms],
         crashed_run_policy: CrashedRunPolicy,
         retry_after: RetryAfter,
         record: Callable[[Run, Outcome, Course], None],
@@ -53,10 +56,11 @@ class Pool:
         self.has_started = False
         self.children_lost = 0
         self.on_room: Callable[[], None] = lambda: None
+        self._watch = Watch(lambda: self.busy, starter.oom_kills)
         self._jobs = jobs
         self._leases = leases
         self._restarts = restarts
-        self._timeout_seconds = timeout_seconds
+        self._terms_of = terms_of
         self._crashed_run_policy = crashed_run_policy
         self._retry_after = retry_after
         self._record = record
@@ -68,6 +72,7 @@ class Pool:
 
     async def run(self) -> None:
         async with anyio.create_task_group() as executors:
+            executors.start_soon(self._watch.run, name="watch")
             for executor in self.executors:
                 executors.start_soon(executor.run, name=f"executor {executor.number}")
 
@@ -88,8 +93,10 @@ class Pool:
 
     def assign(self, executor: Executor, run: Run) -> None:
         self.busy_or_gone(executor)  # its child may have been replaced since the token was taken, which made another
-        timeout_seconds = self._jobs.find(run.job_name).timeout_seconds
-        executor.assign(Assignment(run, timeout_seconds or self._timeout_seconds))
+        executor.assign(self._assignment(run))
+
+    def _assignment(self, run: Run) -> Assignment:
+        return Assignment(run, self._terms_of(self._jobs.find(run.job_name)))
 
     # --- the executors' side
 
@@ -109,7 +116,7 @@ class Pool:
             self._idle.remove(executor)
 
     def may_begin(self, run: Run, child: ChildProcess) -> bool:
-        return self._leases.executing(run.lease, child.kill)
+        return self._leases.executing(run.lease, child)
 
     def may_begin_elsewhere(self, run: Run) -> bool:
         """Whether a run whose child died before it began is to be given back. Not for ever: perhaps it is the run."""
@@ -129,13 +136,13 @@ class Pool:
     def ended(self, ended: Ended) -> None:
         run = ended.assignment.run
         self._unbegun.pop(run.id, None)
-        ending = Ending.LEASE_LOST if self._leases.is_lost(run.lease) else ended.ending
+        ending = Ending.LEASE_LOST if self._is_lost(run, ended.how) else ended.ending
         outcome = verdict.of(
             run,
             ended.how,
             ending,
-            timeout_seconds=ended.assignment.timeout_seconds,
-            output=ended.output,
+            ended.evidence,
+            terms=ended.assignment.terms,
             retry_after=self._retry_after,
             crashed_run_policy=self._crashed_run_policy,
         )
@@ -144,7 +151,16 @@ class Pool:
         elif ending is None and isinstance(ended.how, Death):
             self.child_lost(f"child {ended.pid} died of run {run.id} ({run.job_name}): {ended.how.how}", run)
         why_not = "its lease is lost" if ending is Ending.LEASE_LOST else "its lease is left to expire"
-        self._tell(run, outcome, why_not, ended.course)
+        course = ended.course
+        if isinstance(outcome, Failed) and outcome.failure.crashed:
+            course = replace(course, quarantined=verdict.has_crashed_enough(run, ended.assignment.terms))
+        self._tell(run, outcome, why_not, course)
+
+    def _is_lost(self, run: Run, how: wire.Succeeded | wire.Failed | Death) -> bool:
+        """What died when its lease was not to be trusted did not crash, whoever came first; a result is worth a try."""
+        if self._leases.is_lost(run.lease):
+            return True
+        return isinstance(how, Death) and (how.by_guard or not self._leases.is_trusted(run.lease))
 
     def _tell(self, run: Run, outcome: Outcome | None, why_not: str, course: Course = NOT_BEGUN) -> None:
         if outcome is None:
@@ -185,6 +201,15 @@ class Pool:
     def kill_all(self, ending: Ending) -> None:
         for executor in self.executors:
             executor.kill_run(ending)
+
+    # --- looking at runs
+
+    async def stacks(self, run_id: UUID) -> str | None:
+        """Where the code of a run is, twice within a moment, in words; None if it is not executing here."""
+        for executor in self.busy:
+            if executor.assignment is not None and executor.assignment.run.id == run_id:
+                return await executor.stacks()
+        return None
 
     async def leave(self) -> None:
         """Let all children leave in good order, as long as they need."""

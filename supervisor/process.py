@@ -15,6 +15,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
@@ -26,20 +27,25 @@ from msgspec import Struct
 from durablestack.options import StartMethod
 from durablestack.runs import Output
 
-from . import child, wire
+from . import child, guard, usage, wire
 from .application import ChildSettings
 from .capture import Capture
+from .guarding import Guard
+from .incarnation import marked_environment
+from .oom import OomKills
 
 log = logging.getLogger(__name__)
 
 Context = SpawnContext | ForkServerContext
 
 _RECEIVE_BYTES = 65536
+_STACK_BYTES_MAX = 32_768
 _EXIT_CODE_WITHIN_SECONDS = 2.0
 _KILLED_WITHIN_SECONDS = 5.0
 _FORK_SERVER_LOST = 255
 """What multiprocessing gives for an exit code when the fork server, which would know it, is gone."""
 _PIPE_CLOSED_GRACE_SECONDS = 1.0
+_DESCRIPTORS_OF_A_START = 8
 
 
 class Starter:
@@ -59,6 +65,8 @@ class Starter:
             self.context = multiprocessing.get_context("forkserver")
         self.targets = targets
         self.settings = settings
+        self.guard = Guard()
+        self.oom_kills = OomKills()
         self._lane = CapacityLimiter(1)
         self._calls = 0  # under way in threads; written there, under the lock
         if isinstance(self.context, ForkServerContext):
@@ -100,6 +108,29 @@ class Starter:
 _multiprocessing_lock = threading.Lock()
 
 
+def _start_marked(process: SpawnProcess | ForkServerProcess) -> None:
+    """The fork server, too, is started by the first child that needs one."""
+    with marked_environment():
+        _prove_room_for_descriptors()
+        process.start()
+
+
+def _join(process: SpawnProcess | ForkServerProcess) -> None:
+    process.join(_EXIT_CODE_WITHIN_SECONDS)
+    _end_adopted()
+
+
+def _prove_room_for_descriptors() -> None:
+    """Raise OSError if a start would run out of them: half-way, it would end the fork server, and all children."""
+    probes: list[int] = []
+    try:
+        for _ in range(_DESCRIPTORS_OF_A_START):
+            probes.append(os.open(os.devnull, os.O_RDONLY))
+    finally:
+        for fd in probes:
+            os.close(fd)
+
+
 def end_fork_server() -> None:
     pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
     if pid is None:
@@ -110,6 +141,31 @@ def end_fork_server() -> None:
         forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
+def _end_adopted() -> None:
+    """End what children had sent off on their own, and the fork server took over when they died.
+
+    Called while nothing is being started. What others start by the same fork server has the session of that, or is
+    known here as a process of theirs.
+    """
+    server = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    if server is None:
+        return
+    for pid in {*usage.children(server)} - _known_processes():
+        with contextlib.suppress(OSError):  # it has ended
+            if os.getsid(pid) != os.getsid(server):
+                pidfd = os.pidfd_open(pid)
+                guard.end([guard.Child(pid, pidfd)])
+                os.close(pidfd)
+
+
+def _known_processes() -> set[int]:
+    known = set()
+    for process in list(multiprocessing.process._children):  # type: ignore[attr-defined]
+        with contextlib.suppress(ValueError):  # it has just been closed
+            known.add(process.pid or 0)
+    return known
+
+
 class Death(Struct, frozen=True):
     """How a process ended. `exit_code` as multiprocessing has it: negative for a signal; None if it is not known.
 
@@ -118,6 +174,13 @@ class Death(Struct, frozen=True):
 
     exit_code: int | None
     reason: str | None = None
+    by_guard: bool = False
+    out_of_memory: bool = False
+
+    @property
+    def code(self) -> int | None:
+        """What it left with by itself."""
+        return self.exit_code if self.exit_code is None or self.exit_code >= 0 else None
 
     @property
     def signal_name(self) -> str | None:
@@ -140,6 +203,7 @@ class ChildProcess:
         self.on_reply: Callable[[wire.Reply], None] = lambda reply: None
         self.on_gone: Callable[[], None] = lambda: None
         self.gone = False
+        self.killed_by_guard = False
         self.pid = 0
         self._starter = starter
         self._output_bytes_max = output_bytes_max
@@ -147,9 +211,11 @@ class ChildProcess:
         self._loop = asyncio.get_running_loop()
         self._frames = wire.FrameReader(wire.REPLY_BYTES_MAX)
         self._unsent = bytearray()
+        self._send_lock = threading.Lock()  # over what is unsent
         self._fault: str | None = None
         self._signal_lock = threading.Lock()
         self._alive = False  # written under the lock by start and end, read under it by whoever signals
+        self._killed = False  # by us; written under the lock
         self._process: SpawnProcess | ForkServerProcess | None = None
         self._pidfd: int | None = None
 
@@ -160,22 +226,23 @@ class ChildProcess:
         context = self._starter.context
         stdout, child_stdout = context.Pipe(duplex=False)
         stderr, child_stderr = context.Pipe(duplex=False)
+        stacks, child_stacks = context.Pipe(duplex=False)
         process = context.Process(
             target=child.main,
-            args=(theirs, child_stdout, child_stderr, self._starter.targets, self._starter.settings),
+            args=(theirs, child_stdout, child_stderr, child_stacks, self._starter.targets, self._starter.settings),
             name=self._name,
         )
         try:
-            await self._starter.call(process.start)
+            await self._starter.call(partial(_start_marked, process))
         except BaseException:
-            for end in (ours, stdout, stderr):
+            for end in (ours, stdout, stderr, stacks):
                 end.close()
             raise
         finally:
             # closed, or we would hold the child's ends open, and never see them close
-            for theirs_end in (theirs, child_stdout, child_stderr):
+            for theirs_end in (theirs, child_stdout, child_stderr, child_stacks):
                 theirs_end.close()
-        self._begin(process, ours, stdout, stderr)
+        self._begin(process, ours, stdout, stderr, stacks)
 
     def _begin(
         self,
@@ -183,6 +250,7 @@ class ChildProcess:
         control: socket.socket,
         stdout: Connection,
         stderr: Connection,
+        stacks: Connection,
     ) -> None:
         assert process.pid is not None
         self._process, self.pid, self._control = process, process.pid, control
@@ -190,28 +258,44 @@ class ChildProcess:
             self._alive = True
         with contextlib.suppress(OSError, AttributeError):  # dead and buried already, or not Linux
             self._pidfd = os.pidfd_open(self.pid)
+        self._starter.guard.adopt(self)
         self._stdout = Capture(stdout, self._output_bytes_max)
         self._stderr = Capture(stderr, self._output_bytes_max)
+        self._stacks = Capture(stacks, _STACK_BYTES_MAX)
         control.setblocking(False)
         self._loop.add_reader(control, self._on_readable)
 
     # --- speak and listen
 
     def send(self, order: wire.Order) -> None:
-        """Send, without ever waiting for the child. To a child that is gone it is sent in vain."""
-        self._unsent += wire.frame(order)
-        self._send_more()
+        """Send, from any thread, without ever waiting for the child. To a child that is gone it is sent in vain."""
+        with self._send_lock:
+            self._unsent += wire.frame(order)
+            everything_sent = self._send_some()
+        if not everything_sent:
+            self._loop.call_soon_threadsafe(self._send_more)
 
     def _send_more(self) -> None:
+        with self._send_lock:
+            everything_sent = self._send_some()
+        if everything_sent:
+            self._loop.remove_writer(self._control)
+        else:
+            self._loop.add_writer(self._control, self._send_more)
+
+    def _send_some(self) -> bool:
         try:
             while self._unsent:
                 del self._unsent[: self._control.send(self._unsent)]
         except BlockingIOError:
-            self._loop.add_writer(self._control, self._send_more)
-            return
+            return False
         except OSError:  # the death of the child is learnt elsewhere
             self._unsent.clear()
-        self._loop.remove_writer(self._control)
+        return True
+
+    def trust_until(self, boottime: float | None) -> None:
+        """From any thread: by when the child has to be dead, should we not be there to see to it; None: it may live."""
+        self._starter.guard.trust_until(self, boottime)
 
     def _on_readable(self) -> None:
         try:
@@ -240,10 +324,22 @@ class ChildProcess:
         """What was written to standard output and standard error since this was last asked."""
         return Output(self._stdout.take(), self._stderr.take())
 
+    def take_stack(self) -> str | None:
+        """The Python stacks that it told since this was last asked: when it was asked to, or because it crashed."""
+        return self._stacks.take()
+
     # --- end
 
+    @property
+    def pidfd(self) -> int | None:
+        return self._pidfd
+
     def kill(self) -> None:
-        """End the child now, and with it whatever it is doing and has started."""
+        """End the child now, and with it whatever it is doing and has started, wherever that went."""
+        with self._signal_lock:
+            self._killed = True
+            if self._alive and self._pidfd is not None:
+                guard.end([guard.Child(self.pid, self._pidfd)])
         self.signal_group(signal.SIGKILL)
 
     def signal_group(self, number: int) -> None:
@@ -275,7 +371,12 @@ class ChildProcess:
             self._alive = False
         if exit_code == child.EXIT_ORPHANED and self._fault is None:
             self._fault = "it lost its control pipe"
-        return Death(exit_code, self._fault)
+        self._starter.guard.hear()
+        return Death(exit_code, self._fault, self.killed_by_guard, self._ran_out_of_memory(exit_code))
+
+    def _ran_out_of_memory(self, exit_code: int | None) -> bool:
+        by_somebody_else = exit_code == -signal.SIGKILL and not self._killed and not self.killed_by_guard
+        return by_somebody_else and self._starter.oom_kills.explain_one()
 
     def _drain_control(self) -> None:
         """A reply that was sent whole counts, however the child ended after it."""
@@ -288,7 +389,7 @@ class ChildProcess:
         process = self._process
         assert process is not None
         with anyio.move_on_after(_EXIT_CODE_WITHIN_SECONDS):
-            await self._starter.call(lambda: process.join(_EXIT_CODE_WITHIN_SECONDS))
+            await self._starter.call(partial(_join, process))
             if process.exitcode == _FORK_SERVER_LOST and isinstance(self._starter.context, ForkServerContext):
                 return None
             return process.exitcode
@@ -304,11 +405,13 @@ class ChildProcess:
                 await self.dead()
         if self._alive:
             log.error("child %d cannot be killed: it waits in the kernel for something that does not come", self.pid)
+        self._starter.guard.forget(self)
         self._loop.remove_reader(self._control)
         self._loop.remove_writer(self._control)
         self._control.close()
         self._stdout.close()
         self._stderr.close()
+        self._stacks.close()
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None

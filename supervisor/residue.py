@@ -1,22 +1,31 @@
 """What a run leaves in its child: compared before and after, so that a child that is not as it was is replaced.
 
-What cannot be seen, such as a patched function, stays; `fresh` state for each run is what a new process is for.
+What cannot be seen, such as a patched function of the application, stays; `fresh_process_per_run` is for jobs that do
+such things.
 """
 
 from __future__ import annotations
 
 import asyncio
+import datetime
+import locale
 import os
 import resource
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Hashable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+
+from .usage import children, status
 
 _SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 _LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
 _KEPT_BY_THE_LOOP = "asyncio_"
+
+PROCESSES = "processes"
 
 
 class Residue:
@@ -27,8 +36,13 @@ class Residue:
         self._ready = _look(runner)
 
     @property
-    def found(self) -> bool:
-        return _look(self._runner) != self._ready
+    def found(self) -> tuple[str, ...]:
+        """What is not as it was, in words."""
+        try:
+            now = _look(self._runner)
+            return tuple(what for what, was in self._ready.items() if now[what] != was)
+        except Exception as error:  # a job has put things of its own in the place of those that we look at
+            return (f"what raises {type(error).__name__}"[:50],)
 
     def forgive(self) -> None:
         """From here on this is how it is to be."""
@@ -43,34 +57,26 @@ class Residue:
             self.forgive()
 
 
-def _look(runner: asyncio.Runner) -> Hashable:
+def _look(runner: asyncio.Runner) -> dict[str, object]:
     """The state of this process that one run may spoil for the next."""
-    return (
-        _folder(),
-        tuple(map(id, map(signal.getsignal, _SIGNALS))),
-        signal.getitimer(signal.ITIMER_REAL)[0] > 0,
-        sys.getrecursionlimit(),
-        tuple(resource.getrlimit(limit) for limit in _LIMITS),
-        tuple((id(stream), getattr(stream, "closed", None)) for stream in (sys.stdout, sys.stderr)),
-        (_open_file(1), _open_file(2)),
-        _threads(),
-        runner.get_loop().is_closed(),
-        _children(),
-    )
-
-
-def _children() -> frozenset[bytes]:
-    """The processes that were started here and still run, by number."""
-    if sys.platform != "linux":
-        return frozenset()
-    found: set[bytes] = set()
-    for task in os.listdir("/proc/self/task"):
-        try:
-            with open(f"/proc/self/task/{task}/children", "rb") as children:
-                found.update(children.read().split())
-        except OSError:  # the thread has ended, or the kernel does not tell
-            continue
-    return frozenset(found)
+    return {
+        "folder": _folder(),
+        "signal handlers": [*map(signal.getsignal, _SIGNALS)],
+        "timer": signal.getitimer(signal.ITIMER_REAL)[0] > 0,
+        "recursion limit": sys.getrecursionlimit(),
+        "resource limits": [*map(resource.getrlimit, _LIMITS)],
+        "standard streams": [(id(stream), getattr(stream, "closed", None)) for stream in (sys.stdout, sys.stderr)],
+        "descriptors": (_open_file(1), _open_file(2)),
+        "threads": _threads(),
+        "event loop": runner.get_loop().is_closed(),
+        PROCESSES: {*children(os.getpid())},
+        "environment": dict(getattr(os.environ, "_data", os.environ)),  # its values as they are, which is quick
+        "umask": _umask(),
+        "sys.path": [*sys.path],
+        "locale": locale.setlocale(locale.LC_ALL),
+        "socket timeout": socket.getdefaulttimeout(),
+        "clocks": (time.time, time.monotonic, time.perf_counter, time.sleep, datetime.datetime, datetime.date),
+    }
 
 
 def _folder() -> str | None:
@@ -91,3 +97,9 @@ def _open_file(fd: int) -> tuple[int, int] | None:
 def _threads() -> int:
     """Threads that would keep a process from ending; those of the event loop's own pool are meant to stay."""
     return sum(not t.daemon and not t.name.startswith(_KEPT_BY_THE_LOOP) for t in threading.enumerate())
+
+
+def _umask() -> bytes:
+    """As the kernel tells it, for to ask for it is to set it."""
+    _, _, rest = status().partition(b"\nUmask:")
+    return rest[: rest.find(b"\n")]

@@ -90,7 +90,7 @@ def _slots(supervisor: Supervisor) -> Table:
         table.add_row(
             str(executor.number),
             child,
-            run.job_name,
+            Text(run.job_name),
             str(run.id),
             f"{run.attempt}/{run.max_attempts}",
             f"{now - executor.began_at:.1f} s",

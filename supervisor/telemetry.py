@@ -31,6 +31,7 @@ _COUNTED = {
     EventType.LEASE_LOST: ("durablestack.leases.lost", "Attempts ended or refused because the lease was gone"),
     EventType.RUN_QUARANTINED: ("durablestack.runs.quarantined", "Runs whose last attempt's lease was found expired"),
     EventType.CHILD_CRASHED: ("durablestack.children.crashed", "Children that died and were not asked to end"),
+    EventType.CLOCK_JUMP_DETECTED: ("durablestack.clock.jumps", "Jumps of the database's clock"),
 }
 _ATTEMPT_ENDED = frozenset({EventType.JOB_SUCCEEDED, EventType.JOB_FAILED})
 

@@ -6,6 +6,7 @@ Shutdown order is indentation. What is nested deeper stops earlier:
       work      the executors             stop once they are drained, or made to
         intake  claimer, scheduler        stop first; so do the sweeper and the backlog watch, which need nobody
 
+Around these: the guard, which is there before the first child, and after the last.
 Around all of it: the endpoint, which answers from the start to the end, and the bus, which tells of the end too.
 """
 
@@ -19,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
+from functools import partial
 
 import anyio
 from anyio import to_thread
@@ -39,17 +41,22 @@ from .door import ask_store
 from .drain import Drain
 from .endpoint import Endpoint
 from .executor import Limits
+from .guarding import Guard
 from .heartbeat import Heartbeat, attempt_timeout_seconds
+from .incarnation import this_worker
 from .leases import LeaseTable
 from .monitoring import answers
 from .pool import Pool
 from .process import Starter
+from .residents import Residents
 from .restarts import Restarts
 from .retries import Retries
 from .scheduler import Scheduler
+from .stacks import Stacks
 from .sweeper import Sweeper
 from .tally import RunTally
 from .telemetry import TelemetrySink
+from .terms import terms_of
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +84,7 @@ class Supervisor:
         options = stack.options
         self.stack = stack
         self.started_at = time.time()
+        self.worker = this_worker(options.worker_name)
         self._lease_duration = timedelta(seconds=options.lease_duration_seconds)
         self._store = stack.open_store(connections_max=CONNECTIONS_MAX)
         self._heartbeat_store = stack.open_store(
@@ -103,6 +111,7 @@ class Supervisor:
             ChildSettings(options.job_activation, options.trace_relation, options.worker_name),
             preload=("durablestack.jobs.container",) if stack.services else (),
         )
+        self.guard = self._starter.guard = Guard(options.guard)
         self.pool = self._new_pool()
         self.drain = Drain(self.pool, options)
         self.claimer = self._new_claimer()
@@ -114,6 +123,12 @@ class Supervisor:
             application=stack.application_name,
             poll_interval_seconds=options.poll_interval_seconds,
             on_enqueued=self.claimer.wake,
+        )
+        self.residents = Residents(
+            self._upkeep_store,
+            self.worker,
+            look_every_seconds=options.poll_interval_seconds,
+            on_freed=self.claimer.look_for_expired,
         )
         self.completer.on_recorded = self.scheduler.run_ended
         self.completer.on_retry = self.claimer.wake_after
@@ -130,6 +145,8 @@ class Supervisor:
             lease_duration=self._lease_duration,
             emit=self.bus.emit,
         )
+        self.stacks = Stacks(self._upkeep_store, self.pool)
+        self.heartbeat.on_stack_requested = self.stacks.asked
         self.backlog = BacklogWatch(
             self._upkeep_store, stack.jobs.names, interval_seconds=options.monitoring.backlog_interval_seconds
         )
@@ -148,7 +165,7 @@ class Supervisor:
             jobs,
             self.leases,
             Restarts(options.restart_limit, options.restart_period_seconds),
-            timeout_seconds=options.timeout_seconds,
+            terms_of=partial(terms_of, options=options),
             crashed_run_policy=options.crashed_run_policy,
             retry_after=Retries(options, jobs).after,
             record=self.completer.record,
@@ -162,12 +179,13 @@ class Supervisor:
             self.pool,
             self.leases,
             self.completer,
-            worker_name=options.worker_name,
+            worker=self.worker,
             job_names=self.stack.jobs.names,
             batch_size=options.batch_size,
             lease_duration=self._lease_duration,
             poll_interval_seconds=options.poll_interval_seconds,
             poll_jitter_ratio=options.poll_jitter_ratio if options.poll_jitter_enabled else 0.0,
+            guarded=self.guard.up,
             emit=self.bus.emit,
         )
 
@@ -207,7 +225,10 @@ class Supervisor:
                 self.bus.start()
                 self.started.set()
                 task_status.started()
-                await self._run_tree()
+                async with anyio.create_task_group() as guarded:
+                    await guarded.start(self.guard.run, name="guard")
+                    await self._run_tree()
+                    guarded.cancel_scope.cancel()
         finally:
             self._close()
             await self._tell_last_events()
@@ -225,6 +246,7 @@ class Supervisor:
         if self.stack.options.auto_migrate:
             await ask_store(self._store.migrate)
         await ask_store(self._store.verify_schema)
+        await ask_store(self._heartbeat_store.now)  # it has its connection before it has leases to lose
 
     async def _call_start_hooks(self) -> None:
         for hook in self.stack.supervisor_start_hooks:
@@ -263,6 +285,9 @@ class Supervisor:
                     async with anyio.create_task_group() as intake:
                         intake.start_soon(self.claimer.run, name="claimer")
                         intake.start_soon(self.scheduler.run, name="scheduler")
+                        intake.start_soon(self.stacks.run, name="stacks")
+                        if self._store.durable:
+                            intake.start_soon(self.residents.run, name="residents")
                         if self.stack.options.retention.enabled:
                             intake.start_soon(self.sweeper.run, name="sweeper")
                         if self._monitored:
@@ -276,6 +301,9 @@ class Supervisor:
                     work.cancel_scope.cancel()
                 self.completer.no_more_comes()  # it then ends by itself, or is ended
                 writing.cancel_scope.deadline = anyio.current_time() + _LAST_WRITES_WITHIN_SECONDS
+            if self._store.durable and not self.leases and not self.claimer.unanswered:
+                # else somebody may have to free what we leave behind
+                await self.residents.leave()
             records.cancel_scope.cancel()
 
     @contextmanager
@@ -314,4 +342,6 @@ def _limits(options: DurableStackOptions) -> Limits:
         cancel_grace_seconds=options.cancel_grace_seconds,
         terminate_grace_seconds=options.terminate_grace_seconds,
         output_bytes_max=options.captured_output_bytes_max,
+        runs_per_child_max=options.runs_per_child_max,
+        child_memory_max=options.child_memory_max,
     )

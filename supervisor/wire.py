@@ -5,6 +5,7 @@
         | <-------------------------- Ready(jobs) -----  |
         | -- Execute(number, run_id, job_name, ...) -->  |
         | -- Cancel(number) ------------------------->   |   please leave; force follows
+        | -- Trust(until) --------------------------->   |   where there is no guard: end yourself by then
         | <------------------------- Began(number) ----  |
         | <------------------- Succeeded(number, ...) -  |
         | <---------------------- Failed(number, ...) -  |
@@ -34,6 +35,13 @@ ORDER_BYTES_MAX = 256 * 1024 * 1024
 RETRY_AFTER_SECONDS_MAX = 10 * 366 * 86_400
 """A delay that the supervisor can count with: neither NaN nor beyond what a timedelta holds."""
 
+BYTES_MAX = 2**63 - 1
+CPU_SECONDS_MAX = 1e9
+"""What a database can take."""
+
+CpuSeconds = Annotated[float, Meta(ge=0, le=CPU_SECONDS_MAX)]
+Left = Annotated[tuple[Annotated[str, Meta(max_length=50)], ...], Meta(max_length=50)]
+
 _HEADER = struct.Struct("<II")
 
 
@@ -50,6 +58,8 @@ class Execute(Struct, frozen=True, tag="execute"):
     scheduled_for: datetime
     payload: str | None
     trace_context: str | None = None
+    address_space_limit: int | None = None
+    """In bytes, while the run lasts."""
 
 
 class Cancel(Struct, frozen=True, tag="cancel"):
@@ -58,6 +68,12 @@ class Cancel(Struct, frozen=True, tag="cancel"):
 
 class Stop(Struct, frozen=True, tag="stop"):
     pass
+
+
+class Trust(Struct, frozen=True, tag="trust"):
+    """How long the run in hand may go on unless we say more, by the clock of `leases.boottime`; None: there is none."""
+
+    until: float | None
 
 
 class BootFailed(Struct, frozen=True, tag="boot_failed"):
@@ -74,19 +90,33 @@ class Ready(Struct, frozen=True, tag="ready"):
 
 
 class Began(Struct, frozen=True, tag="began"):
-    """From here on the attempt counts: the job's code may have run. Ids of the trace, if there is one."""
+    """From here on the attempt counts: the job's code may have run. Ids of the trace, if there is one; and what CPU
+    time the child has used before, for what it uses from here on is the attempt's."""
 
     number: int
     trace_id: Annotated[str, Meta(max_length=32)] = ""
     span_id: Annotated[str, Meta(max_length=16)] = ""
+    user_cpu_seconds: CpuSeconds = 0.0
+    system_cpu_seconds: CpuSeconds = 0.0
+
+
+class Used(Struct, frozen=True):
+    """What the child measured of an attempt."""
+
+    peak_memory_bytes: Annotated[int, Meta(ge=0, le=BYTES_MAX)] | None = None
+    user_cpu_seconds: CpuSeconds | None = None
+    system_cpu_seconds: CpuSeconds | None = None
 
 
 class Succeeded(Struct, frozen=True, tag="succeeded"):
-    """`noticed_cancel`: the job knew that it should end. `retires`: the child takes no further order, and leaves."""
+    """`noticed_cancel`: the job knew that it should end. `retires`: the child is to get no further order
+    but to stop; `left` says what of it is not as it was, in words."""
 
     number: int
     noticed_cancel: bool = False
     retires: bool = False
+    left: Left = ()
+    used: Used = Used()
 
 
 class Failed(Struct, frozen=True, tag="failed"):
@@ -97,9 +127,11 @@ class Failed(Struct, frozen=True, tag="failed"):
     retryable: bool = True
     retry_after_seconds: Annotated[float, Meta(ge=0, le=RETRY_AFTER_SECONDS_MAX)] | None = None
     retires: bool = False
+    left: Left = ()
+    used: Used = Used()
 
 
-Order = Execute | Cancel | Stop
+Order = Execute | Cancel | Stop | Trust
 Reply = BootFailed | Ready | Began | Succeeded | Failed
 
 _encode = msgspec.msgpack.Encoder().encode

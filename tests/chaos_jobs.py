@@ -58,6 +58,30 @@ def slow_at_first(context: JobContext) -> None:
     time.sleep(60 if context.attempt == 1 else 0)
 
 
+@durable_job(name="ticks-at-first", max_attempts=3)
+def ticks_at_first(context: JobContext) -> None:
+    """So that it can be seen until when it was executed."""
+    note(context, "start")
+    while context.attempt == 1:
+        note(context, "tick")
+        time.sleep(0.01)
+    note(context, "end")
+
+
+@durable_job(name="sends-off-a-daemon", max_attempts=1)
+def sends_off_a_daemon(context: JobContext) -> None:
+    """As the books have it: a child of nobody, in a session of its own."""
+    if (between := os.fork()) == 0:
+        os.setsid()
+        if os.fork() == 0:
+            note(context, "daemon")
+            time.sleep(60)
+        os._exit(0)
+    os.waitpid(between, 0)
+    note(context, "start")
+    time.sleep(60)
+
+
 @durable_job(name="waits-until-told", max_attempts=3)
 def waits_until_told(context: JobContext) -> None:
     note(context, "start")

@@ -13,7 +13,9 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pymysql
 
@@ -69,14 +71,14 @@ def provide_mysql() -> Available | Absent:
     return Available(server.dsn, server)
 
 
-def start_mariadb() -> "MariaDbServer":
-    """A fresh server from the system's binaries."""
+def start_mariadb(settings: Mapping[str, str] = MappingProxyType({})) -> "MariaDbServer":
+    """A fresh server from the system's binaries; `settings` go over MARIADB_SETTINGS."""
     if os.name != "posix":
         raise ServerAbsent(f"own servers need POSIX; name one in {MYSQL_DSN_VARIABLE}")
     server, installer = mariadb_binaries()
     if server is None or installer is None:
         raise ServerAbsent(f"no {MYSQL_DSN_VARIABLE}, and no mariadbd of the system (package mariadb-server)")
-    mariadb = MariaDbServer(server, installer)
+    mariadb = MariaDbServer(server, installer, settings)
     try:
         mariadb.start()
     except (ServerFailed, OSError, subprocess.SubprocessError) as error:
@@ -94,9 +96,10 @@ def mariadb_binaries() -> tuple[str | None, str | None]:
 class MariaDbServer:
     """One private server: `start` and `stop` as often as you like, `close` removes it with its data."""
 
-    def __init__(self, binary: str, installer: str) -> None:
+    def __init__(self, binary: str, installer: str, settings: Mapping[str, str] = MappingProxyType({})) -> None:
         self._binary = binary
         self._installer = installer
+        self._settings = {**MARIADB_SETTINGS, **settings}
         self._account: Account | None = None
         self._folder: Path | None = None
         self._port: int | None = None
@@ -185,7 +188,7 @@ class MariaDbServer:
     def _start_on(self, port: int) -> None:
         files = {"datadir": "data", "socket": "socket", "pid-file": "pid", "init-file": "first.sql"}
         places = {name: str(self.folder / file) for name, file in files.items()}
-        settings = {**MARIADB_SETTINGS, **places, "port": str(port)}
+        settings = {**self._settings, **places, "port": str(port)}
         # written anew at each start: what is in it tells why this start failed
         with open(self.folder / "server.log", "wb") as log:
             command = [self._binary, "--no-defaults", *(f"--{name}={value}" for name, value in settings.items())]

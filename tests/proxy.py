@@ -1,4 +1,5 @@
-"""A TCP proxy that misbehaves on demand: freezes, refuses, resets, and cuts a commit in two.
+"""A TCP proxy that misbehaves on demand: freezes, refuses, resets, slows down, works one way only, and cuts a commit
+in two.
 
 client ──> Connection (one thread) ──> target
               │   reads `mode` and the armed cut of its TcpProxy before it forwards anything
@@ -14,7 +15,7 @@ import threading
 import time
 from enum import Enum, auto
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from servers import PORT_FIRST, PORT_LAST, free_port
 
@@ -23,6 +24,7 @@ SEND_TIMEOUT_SECONDS = 10.0
 DIAL_TIMEOUT_SECONDS = 5.0
 ANSWER_TIMEOUT_SECONDS = 2.0
 QUIET_SECONDS = 0.05
+PIECE_SECONDS = 0.05
 JOIN_TIMEOUT_SECONDS = 15.0
 COMMIT = b"commit"
 
@@ -30,9 +32,36 @@ When = Literal["before", "after"]
 
 
 class Mode(Enum):
+    """What is forwarded; what is held back is forwarded later, even if its sender has gone meanwhile."""
+
     PASS = auto()
     FROZEN = auto()
     REFUSING = auto()
+    ANSWERS_HELD = auto()
+    REQUESTS_HELD = auto()
+    ANSWERS_DROPPED = auto()
+
+    @property
+    def takes_requests(self) -> bool:
+        return self in (Mode.PASS, Mode.ANSWERS_HELD, Mode.ANSWERS_DROPPED)
+
+    @property
+    def takes_answers(self) -> bool:
+        return self in (Mode.PASS, Mode.REQUESTS_HELD, Mode.ANSWERS_DROPPED)
+
+
+class Slowness(NamedTuple):
+    """Each piece is held for `seconds`, and no more than `bytes_per_second` get through, each way."""
+
+    seconds: float = 0.0
+    bytes_per_second: int | None = None
+
+    @property
+    def piece_bytes(self) -> int:
+        return CHUNK_BYTES if self.bytes_per_second is None else max(1, int(self.bytes_per_second * PIECE_SECONDS))
+
+    def hold_seconds(self, piece: bytes) -> float:
+        return self.seconds + (len(piece) / self.bytes_per_second if self.bytes_per_second else 0.0)
 
 
 class Cut:
@@ -74,7 +103,8 @@ class TcpProxy:
 
     def __init__(self, target_host: str, target_port: int, *, connections_max: int = 128) -> None:
         self.target = (target_host, target_port)
-        self.mode = Mode.PASS  # written under `_lock` by the test's thread, read by every connection
+        self.mode = Mode.PASS  # these two: written under `_lock` by the test's thread, read by every connection
+        self.slowness = Slowness()
         self.cut_done = threading.Event()
         self.cuts = 0  # written by the connection that cuts, before its client can notice
         self.accepted = 0  # written by the listening thread
@@ -105,8 +135,28 @@ class TcpProxy:
             return len(self._connections)
 
     def pass_through(self) -> None:
-        """Forward again, after whatever mode."""
+        """Forward again, after whatever mode. A connection that lost answers is reset."""
         self._switch(Mode.PASS)
+        self._listen()
+
+    def slow_down(self, *, seconds: float = 0.0, bytes_per_second: int | None = None) -> None:
+        """Forward, but slowly: hold each piece so long, let so many bytes through."""
+        self._switch(Mode.PASS, Slowness(seconds, bytes_per_second))
+        self._listen()
+
+    def hold_answers(self) -> None:
+        """Forward what clients say; what the target says is held back until `pass_through`."""
+        self._switch(Mode.ANSWERS_HELD)
+        self._listen()
+
+    def hold_requests(self) -> None:
+        """Hold back what clients say until `pass_through`, even if they have gone by then; forward the answers."""
+        self._switch(Mode.REQUESTS_HELD)
+        self._listen()
+
+    def drop_answers(self) -> None:
+        """Forward what clients say, and throw away what the target says."""
+        self._switch(Mode.ANSWERS_DROPPED)
         self._listen()
 
     def freeze(self) -> None:
@@ -136,6 +186,11 @@ class TcpProxy:
         with self._lock:
             self.cut_done.clear()
             self._cut = Cut(when, marker)
+
+    def disarm(self) -> None:
+        """Cut nothing, if nothing was cut yet."""
+        with self._lock:
+            self._cut = None
 
     def armed_cut(self) -> Cut | None:
         with self._lock:
@@ -168,9 +223,9 @@ class TcpProxy:
         with self._lock:
             return list(self._connections)
 
-    def _switch(self, mode: Mode) -> None:
+    def _switch(self, mode: Mode, slowness: Slowness = Slowness()) -> None:  # noqa: B008, a frozen value
         with self._lock:
-            self.mode = mode
+            self.mode, self.slowness = mode, slowness
         for connection in self._open_connections():
             connection.notice_mode()
 
@@ -254,6 +309,7 @@ class Connection:
         self._client = client
         self._server: socket.socket | None = None
         self._watch: CommitWatch | None = None
+        self._lossy = False
         self._waker = Waker()
         self._resetting = threading.Event()
         self._forwarding = threading.Lock()  # held while bytes are under way
@@ -293,23 +349,32 @@ class Connection:
             self._waker.drain()
             return True
         with self._forwarding:
-            if self._proxy.mode is not Mode.PASS or self._resetting.is_set():
+            mode = self._proxy.mode
+            if self._resetting.is_set():
                 return True
             if self._server is None:
-                self._dial()
+                if mode.takes_requests:
+                    self._dial()
                 return True
-            if self._server in ready:  # first: an answer that is here belongs to what was asked before
-                return self._forward_answer(self._server)
-            return self._forward_request(self._server)
+            if mode is Mode.PASS and self._lossy:
+                self._resetting.set()
+                return False
+            if self._server in ready and mode.takes_answers:  # first: it belongs to what was asked before
+                return self._forward_answer(self._server, mode)
+            if self._client in ready and mode.takes_requests:
+                return self._forward_request(self._server)
+            return True
 
     def _wait(self) -> list[object]:
+        mode = self._proxy.mode
         with selectors.DefaultSelector() as selector:
             selector.register(self._waker.reader, selectors.EVENT_READ)
-            if self._proxy.mode is Mode.PASS:
-                if self._server is None:
-                    return []  # nothing to wait for: dial
-                selector.register(self._client, selectors.EVENT_READ)
+            if (self._server is None and mode.takes_requests) or (mode is Mode.PASS and self._lossy):
+                return []  # nothing to wait for: dial, or reset
+            if self._server is not None and mode.takes_answers:
                 selector.register(self._server, selectors.EVENT_READ)
+            if self._server is not None and mode.takes_requests:
+                selector.register(self._client, selectors.EVENT_READ)
             return [key.fileobj for key, _ in selector.select()]
 
     def _dial(self) -> None:
@@ -317,13 +382,22 @@ class Connection:
         self._server.settimeout(SEND_TIMEOUT_SECONDS)
         self._server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def _forward_answer(self, server: socket.socket) -> bool:
-        chunk = server.recv(CHUNK_BYTES)
-        self._client.sendall(chunk)
+    def _forward_answer(self, server: socket.socket, mode: Mode) -> bool:
+        chunk = self._piece_from(server)
+        if mode is Mode.ANSWERS_DROPPED:
+            self._lossy = True
+        else:
+            self._client.sendall(chunk)
         return chunk != b""
 
+    def _piece_from(self, side: socket.socket) -> bytes:
+        slowness = self._proxy.slowness
+        piece = side.recv(slowness.piece_bytes)
+        self._resetting.wait(slowness.hold_seconds(piece))
+        return piece
+
     def _forward_request(self, server: socket.socket) -> bool:
-        chunk = self._client.recv(CHUNK_BYTES)
+        chunk = self._piece_from(self._client)
         if (cut := self._cut_to_make(chunk)) is not None:
             self._make(cut, chunk, server)
             return False

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -59,8 +59,15 @@ class Bench:
         self.stack.migrate()
         self.client = self.stack.client
 
-    def worker(self, *arguments: str, settings: dict[str, str] | None = None, target: str = "chaos_jobs") -> Worker:
-        worker = Worker(self, arguments, {**self.settings, **(settings or {})}, target)
+    def worker(
+        self,
+        *arguments: str,
+        settings: dict[str, str] | None = None,
+        target: str = "chaos_jobs",
+        under: Sequence[str] = (),
+    ) -> Worker:
+        """`under` is a command that becomes the one after it, as `nohup` does."""
+        worker = Worker(self, arguments, {**self.settings, **(settings or {})}, target, under)
         self.workers.append(worker)
         return worker
 
@@ -104,7 +111,9 @@ class Bench:
 class Worker:
     """A real supervisor process, with real children."""
 
-    def __init__(self, bench: Bench, arguments: tuple[str, ...], settings: dict[str, str], target: str) -> None:
+    def __init__(
+        self, bench: Bench, arguments: tuple[str, ...], settings: dict[str, str], target: str, under: Sequence[str] = ()
+    ) -> None:
         number = len(bench.workers)
         self._log_path = bench.folder / f"worker-{number}.log"
         environment = {
@@ -116,7 +125,7 @@ class Worker:
         }
         with self._log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "durablestack.supervisor", target, "--plain", *arguments],
+                [*under, sys.executable, "-m", "durablestack.supervisor", target, "--plain", *arguments],
                 env=environment,
                 cwd=bench.folder,
                 stdin=subprocess.PIPE,  # open, and nothing ever comes

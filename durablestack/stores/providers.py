@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from durablestack.options import DurableStackOptions, StorageProvider
 
 from .connections import Connections
+from .connections.forks import PerProcess
 from .connections.mysql import mysql_connections
 from .connections.postgres import PostgresConnections
 from .connections.sqlite import SqliteConnections
@@ -24,31 +28,23 @@ def open_store(
         OptionsError: the provider's driver is not installed, or does not take what the connection string says.
     """
     timeout_seconds = timeout_seconds or options.operation_timeout_seconds
+    connect: Callable[..., Connections]
     provider, target = options.effective_provider, options.connection_target()
     prefix = options.database_table_prefix or ""
     if target is None:
         return InMemoryStore()
-    connections: Connections
     match provider:
         case StorageProvider.POSTGRES:
             begin = POSTGRES.begin.format(timeout_ms=int(timeout_seconds * 1000))
-            connections = PostgresConnections(
-                target, begin, connections_max=connections_max, timeout_seconds=timeout_seconds
-            )
-            return SqlStore(connections, POSTGRES, prefix)
+            dialect, connect = POSTGRES, partial(PostgresConnections, target, begin, connections_max=connections_max)
         case StorageProvider.MY_SQL:
-            connections = mysql_connections(
-                target, MYSQL.begin, connections_max=connections_max, timeout_seconds=timeout_seconds
-            )
-            return SqlStore(connections, MYSQL, prefix)
+            dialect, connect = MYSQL, partial(mysql_connections, target, MYSQL.begin, connections_max=connections_max)
         case StorageProvider.SQL_SERVER:
-            connections = sqlserver_connections(
-                target, SQLSERVER.begin, connections_max=connections_max, timeout_seconds=timeout_seconds
-            )
-            return SqlStore(connections, SQLSERVER, prefix)
+            dialect = SQLSERVER
+            connect = partial(sqlserver_connections, target, SQLSERVER.begin, connections_max=connections_max)
         case StorageProvider.SQLITE:
-            connections = SqliteConnections(
-                target, SQLITE.begin, synchronous=options.sqlite.synchronous, timeout_seconds=timeout_seconds
-            )
-            return SqlStore(connections, SQLITE, prefix)
-    raise AssertionError(f"{provider} keeps runs in memory, and has no connection")
+            synchronous = options.sqlite.synchronous
+            dialect, connect = SQLITE, partial(SqliteConnections, target, SQLITE.begin, synchronous=synchronous)
+        case StorageProvider.IN_MEMORY:
+            raise AssertionError(f"{provider} has no connection")
+    return SqlStore(PerProcess(partial(connect, timeout_seconds=timeout_seconds)), dialect, prefix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -21,6 +22,17 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+class Child:
+    """As much of a child as the table of leases knows."""
+
+    def __init__(self, kill: Callable[[], object]) -> None:
+        self.kill = kill
+        self.trusted: list[float | None] = []
+
+    def trust_until(self, boottime: float | None) -> None:
+        self.trusted.append(boottime)
 
 
 def leased_run(**fields: Any) -> Run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,13 +17,15 @@ from durablestack.ids import new_run_id
 from durablestack.runs import Run, RunStatus
 from durablestack.stores.contract import Claim, Claimed, ExpiredRun
 from durablestack.supervisor.claimer import Claimer
-from durablestack.supervisor.leases import LeaseTable
+from durablestack.supervisor.incarnation import this_worker
+from durablestack.supervisor.leases import LeaseTable, boottime
 
 pytestmark = pytest.mark.anyio
 
 AN_AGE_SECONDS = 3_600.0
 CUT = StoreUnavailable("cut", uncertain=True)
 AWAY = StoreUnavailable("away")
+WORKER = this_worker("worker-1")
 
 
 class Backlog:
@@ -36,6 +38,10 @@ class Backlog:
         self.steps: list[tuple[str, object]] = []
         self.claims: list[Claim] = []
         self.expired: list[ExpiredRun] = []
+        self.clock_set_by = timedelta(0)
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(boottime(), UTC) + self.clock_set_by
 
     def claim_due_runs(self, claim: Claim) -> Claimed:
         self.claims.append(claim)
@@ -95,21 +101,27 @@ class Hall:
     def __init__(self, store: Backlog, idle: int, **changes: Any) -> None:
         self.store, self.pool, self.leases, self.room = store, Tokens(idle), LeaseTable(), Room()
         self.told: list[tuple[str, UUID]] = []
+        self.told_of_worker: list[EventType] = []
+        self.guarded = anyio.Event()
+        self.guarded.set()
         values: dict[str, Any] = {
-            "worker_name": "worker-1",
+            "worker": WORKER,
             "job_names": ("job",),
             "batch_size": 50,
             "lease_duration": timedelta(seconds=30),
             "poll_interval_seconds": AN_AGE_SECONDS,
             "poll_jitter_ratio": 0.2,
+            "guarded": self.guarded.wait,
             "emit": self.emit,
             **changes,
         }
         self.claimer = Claimer(self.store, self.pool, self.leases, self.room, **values)  # type: ignore[arg-type]
 
     def emit(self, event_type: EventType, run: Run | ExpiredRun | None = None, **_: Any) -> None:
-        assert run is not None
-        self.told.append((event_type, run.id if isinstance(run, Run) else run.run_id))
+        if run is None:
+            self.told_of_worker.append(event_type)
+        else:
+            self.told.append((event_type, run.id if isinstance(run, Run) else run.run_id))
 
     async def step(self) -> int:
         """Take tokens and claim for them, as `run` does before it rests."""
@@ -152,7 +164,8 @@ async def test_a_claim_says_who_claims_what_and_for_how_long_under_a_fresh_token
     hall.pool.idle = [0]
     await hall.step()
     first, second = hall.store.claims
-    assert (first.worker_name, tuple(first.job_names)) == ("worker-1", ("job",))
+    assert (first.worker_name, first.worker_id) == (WORKER.name, WORKER.id)
+    assert tuple(first.job_names) == ("job",)
     assert first.lease_duration == timedelta(seconds=30)
     assert first.lease_token != second.lease_token
 
@@ -314,3 +327,18 @@ async def test_the_claimer_comes_back_when_the_database_does(monkeypatch: pytest
         await until(lambda: len(hall.pool.assigned) == 1)
         tasks.cancel_scope.cancel()
     assert len(hall.store.claims) == 21
+
+
+async def test_no_lease_is_ended_for_a_while_after_the_database_clock_has_jumped() -> None:
+    hall = Hall(Backlog(), idle=1, lease_duration=timedelta(seconds=1))
+    await hall.step()
+    hall.store.clock_set_by = timedelta(hours=1)
+    hall.claimer.look_for_expired()
+    await hall.step()
+    assert hall.told_of_worker == [EventType.CLOCK_JUMP_DETECTED]
+    assert [claim.end_expired for claim in hall.store.claims] == [True, False]
+    while not hall.store.claims[-1].end_expired:  # it trusts again, in the end
+        hall.claimer.look_for_expired()
+        await hall.step()
+        await anyio.sleep(0.01)
+    assert hall.told_of_worker == [EventType.CLOCK_JUMP_DETECTED]

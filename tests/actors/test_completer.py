@@ -13,7 +13,8 @@ from parts import BOOM, failed, leased_run
 
 from durablestack.errors import StoreError, StoreUnavailable
 from durablestack.events import EventType
-from durablestack.runs import Cancelled, Failed, Outcome, Output, Released, Run, Succeeded
+from durablestack.runs import Cancelled, Failed, Outcome, Output, Released, Run, RunStatus, Succeeded
+from durablestack.stores.contract import after_outcome
 from durablestack.supervisor.bus import Course
 from durablestack.supervisor.completer import Completer
 from durablestack.supervisor.leases import LeaseTable, boottime
@@ -35,11 +36,12 @@ class Recorder:
         self.failures = list(failures)
         self.refuses = refuses
         self.not_ours: set[UUID] = set()
+        self.to_be_cancelled: set[UUID] = set()
         self.asked: list[list[Outcome]] = []
         self.written: list[Outcome] = []
         self.on_write: Callable[[], None] = lambda: None
 
-    def record(self, outcomes: Sequence[Outcome]) -> set[UUID]:
+    def record(self, outcomes: Sequence[Outcome]) -> dict[UUID, RunStatus]:
         self.asked.append(list(outcomes))
         if self.failures:
             raise self.failures.pop(0)
@@ -47,7 +49,11 @@ class Recorder:
             raise StoreError("refused")
         self.on_write()
         self.written += outcomes
-        return {outcome.lease.run_id for outcome in outcomes} - self.not_ours
+        return {
+            outcome.lease.run_id: after_outcome(outcome, cancel_requested=outcome.lease.run_id in self.to_be_cancelled)
+            for outcome in outcomes
+            if outcome.lease.run_id not in self.not_ours
+        }
 
 
 class Desk:
@@ -184,6 +190,19 @@ async def test_an_outcome_whose_lease_is_no_longer_ours_is_let_go_and_counted_as
     assert [event_type for event_type, _ in desk.told] == ["lease_lost", "job_succeeded"]
 
 
+async def test_two_attempts_at_one_run_are_written_apart_so_that_each_has_its_own_answer() -> None:
+    store = Recorder()
+    desk = Desk(store)
+    stale, other = desk.record(succeeded), desk.record(succeeded)
+    again = succeeded(leased_run(id=stale.lease.run_id, attempt=2))
+    desk.completer.record(leased_run(id=stale.lease.run_id, attempt=2), again)
+    store.not_ours.add(stale.lease.run_id)
+    store.on_write = lambda: store.not_ours.clear() if again in store.asked[-1] else None
+    await desk.finish()
+    assert store.asked == [[stale, other], [again]]
+    assert (desk.completer.counts.refused, desk.completer.counts.succeeded) == (1, 2)
+
+
 async def test_every_kind_of_outcome_is_counted_as_what_it_is() -> None:
     desk = Desk(Recorder())
     desk.record(succeeded)
@@ -206,6 +225,21 @@ async def test_every_kind_of_outcome_is_counted_as_what_it_is() -> None:
     assert {
         fields["course"].duration_seconds for event_type, fields in desk.told if event_type != "retry_scheduled"
     } == {1.5}
+
+
+@pytest.mark.parametrize(
+    "make", [lambda run: Failed(run.lease, BOOM, timedelta(seconds=5)), lambda run: Released(run.lease)]
+)
+async def test_what_came_out_as_cancelled_is_told_as_that(make: Callable[[Run], Outcome]) -> None:
+    store = Recorder()
+    desk = Desk(store)
+    desk.completer.on_retry = lambda delay: pytest.fail("nothing is retried")
+    store.to_be_cancelled.add(desk.record(make).lease.run_id)
+    await desk.finish()
+    counts = desk.completer.counts
+    assert (counts.cancelled, counts.retried, counts.released) == (1, 0, 0)
+    ((event_type, fields),) = desk.told
+    assert (event_type, fields["course"].duration_seconds) == ("job_cancelled", 1.5)
 
 
 async def test_nothing_is_told_of_an_outcome_before_it_is_written() -> None:

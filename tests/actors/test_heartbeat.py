@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import anyio
 import pytest
-from parts import Clock
+from parts import Child, Clock
 
 from durablestack.errors import StoreUnavailable
 from durablestack.ids import new_run_id
@@ -63,14 +63,14 @@ class Ward:
     def executing(self) -> Lease:
         lease = claim_one(self.store)
         self.leases.hold([lease], self.clock.now, LEASE)
-        assert self.leases.executing(lease, lambda: self.killed.append(lease))
+        assert self.leases.executing(lease, Child(lambda: self.killed.append(lease)))
         return lease
 
     def beat(self) -> None:
         self.heartbeat._next_beat_at = self.clock.now
         self.heartbeat._step()
 
-    def check_cancels(self) -> None:
+    def check_requests(self) -> None:
         self.heartbeat._next_beat_at = self.clock.now + 1_000
         self.heartbeat._next_cancel_check_at = self.clock.now
         self.heartbeat._step()
@@ -134,12 +134,35 @@ def test_what_is_to_be_cancelled_is_told_once(ward: Ward) -> None:
     ward.store.cancel_run(lease.run_id)
     for _ in range(3):
         ward.beat()
-        ward.check_cancels()
+        ward.check_requests()
     assert ward.told == [(Ending.CANCELLED, {lease.run_id})]
     ward.store.cancel_run(other.run_id)
-    ward.check_cancels()
+    ward.check_requests()
     assert ward.told[1:] == [(Ending.CANCELLED, {other.run_id})]
     assert ward.killed == []
+
+
+def test_a_request_for_a_stack_is_told_until_it_is_answered(ward: Ward) -> None:
+    asked, other = ward.executing(), ward.executing()
+    told: list[Collection[UUID]] = []
+    ward.heartbeat.on_stack_requested = told.append
+    ward.check_requests()
+    assert told == []
+    ward.store.request_stack(asked.run_id)
+    for _ in range(2):
+        ward.check_requests()
+    assert told == [{asked.run_id}] * 2
+    ward.store.write_stack(asked, "Thread 0x01")
+    ward.check_requests()
+    assert len(told) == 2
+    assert ward.told == []
+    assert ward.leases.held() == [asked, other]
+
+
+def test_a_request_for_a_stack_that_nobody_listens_for_does_no_harm(ward: Ward) -> None:
+    ward.store.request_stack(ward.executing().run_id)
+    ward.check_requests()
+    assert ward.told == []
 
 
 def test_cancel_requests_are_found_between_beats_and_extend_nothing(ward: Ward) -> None:
@@ -147,7 +170,7 @@ def test_cancel_requests_are_found_between_beats_and_extend_nothing(ward: Ward) 
     until = ward.lease_until(lease)
     ward.store.cancel_run(lease.run_id)
     ward.clock.now += 1
-    ward.check_cancels()
+    ward.check_requests()
     assert ward.told == [(Ending.CANCELLED, {lease.run_id})]
     assert ward.lease_until(lease) == until
 
@@ -243,7 +266,7 @@ async def test_a_living_heartbeat_keeps_leases_alive_and_stops_when_cancelled() 
     )
     lease = claim_one(store, lease_duration)
     leases.hold([lease], leases._clock(), lease_duration)
-    leases.executing(lease, lambda: killed.append("killed"))
+    leases.executing(lease, Child(lambda: killed.append("killed")))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(heartbeat.run)
         for _ in range(2):

@@ -1,11 +1,10 @@
 """The table of leases: until when each may be trusted, and what is killed when it may not."""
 
-from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
 from msgspec.structs import replace
-from parts import Clock, new_lease
+from parts import Child, Clock, new_lease
 
 from durablestack.ids import new_run_id
 from durablestack.runs import Lease
@@ -28,8 +27,8 @@ def leases(clock: Clock) -> LeaseTable:
 class Killed(list[Lease]):
     """The leases whose children were killed, in order."""
 
-    def by(self, lease: Lease) -> Callable[[], None]:
-        return lambda: self.append(lease)
+    def by(self, lease: Lease) -> Child:
+        return Child(lambda: self.append(lease))
 
 
 @pytest.fixture
@@ -88,7 +87,7 @@ def test_what_was_not_renewed_in_time_is_killed_before_anything_else_happens(
     seen: list[tuple[int, list[Lease]]] = []
     lease = new_lease()
     leases.hold([lease], clock.now, LEASE)
-    leases.executing(lease, lambda: seen.append((len(leases), list(leases._lost))))
+    leases.executing(lease, Child(lambda: seen.append((len(leases), list(leases._lost)))))
     clock.now += TRUST
     assert leases.lose_distrusted() == [lease]
     assert seen == [(1, [])], "it was to be killed first, then forgotten"

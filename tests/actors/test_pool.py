@@ -8,12 +8,14 @@ from parts import leased_run
 from durablestack.jobs import JobRegistry
 from durablestack.options import CrashedRunPolicy, StartMethod
 from durablestack.runs import Outcome, Released, Run
-from durablestack.supervisor.executor import Limits
+from durablestack.supervisor.bus import NOT_BEGUN
+from durablestack.supervisor.executor import Assignment, Ended, Limits
 from durablestack.supervisor.leases import LeaseTable, boottime
 from durablestack.supervisor.pool import Pool
-from durablestack.supervisor.process import Starter
+from durablestack.supervisor.process import Death, Starter
 from durablestack.supervisor.restarts import Restarts
-from durablestack.supervisor.verdict import Ending
+from durablestack.supervisor.terms import Terms
+from durablestack.supervisor.verdict import Ending, Evidence
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +41,7 @@ class Parts:
             registry,
             self.leases,
             Restarts(10, 60.0),
-            timeout_seconds=None,
+            terms_of=lambda job: Terms(),
             crashed_run_policy=CrashedRunPolicy.RECORD,
             retry_after=lambda run, asked: None,
             record=lambda run, outcome, seconds: self.recorded.append(outcome),
@@ -89,3 +91,19 @@ async def test_a_stop_at_once_does_not_wait_for_a_run_that_no_child_has_seen() -
     parts.pool.assign(parts.executor, run)
     parts.pool.kill_all(Ending.STOPPING)
     assert parts.recorded == [Released(run.lease)]
+
+
+@pytest.mark.parametrize("cause", ["the guard killed it", "its lease is not trusted"])
+async def test_a_death_that_the_end_of_trust_brought_is_no_crash(cause: str) -> None:
+    parts = Parts()
+    held_for = timedelta(seconds=30)
+    run = leased_run()
+    asked_at = boottime() if cause == "the guard killed it" else boottime() - held_for.total_seconds()
+    parts.leases.hold([run.lease], asked_at, held_for)
+    death = Death(-9, by_guard=cause == "the guard killed it")
+    parts.pool.ended(
+        Ended(assignment=Assignment(run, Terms()), how=death, ending=None, evidence=Evidence(), course=NOT_BEGUN, pid=1)
+    )
+    assert parts.recorded == []
+    assert parts.pool.children_lost == 0
+    assert parts.leases.held() == []

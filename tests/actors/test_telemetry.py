@@ -22,6 +22,7 @@ COUNTED = {
     EventType.LEASE_LOST: "durablestack.leases.lost",
     EventType.RUN_QUARANTINED: "durablestack.runs.quarantined",
     EventType.CHILD_CRASHED: "durablestack.children.crashed",
+    EventType.CLOCK_JUMP_DETECTED: "durablestack.clock.jumps",
 }
 NOT_COUNTED = {EventType.JOB_RETRIED, EventType.WORKER_HEARTBEAT}
 

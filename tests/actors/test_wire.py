@@ -22,6 +22,8 @@ ORDERS: list[wire.Order] = [
     wire.Execute(2**40, ID, "", 3, 3, DUE, None),
     wire.Cancel(1),
     wire.Stop(),
+    wire.Trust(1234.5),
+    wire.Trust(None),
 ]
 REPLIES: list[wire.Reply] = [
     wire.BootFailed("ImportError", "no", "Traceback\n"),

@@ -1,13 +1,16 @@
 """The proxy misbehaves exactly as told."""
 
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 
 from proxy import CommitWatch, Cut, TcpProxy, When
+from workers import eventually
 
 
 @pytest.fixture
@@ -145,3 +148,95 @@ def test_connections_beyond_the_bound_are_reset(postgres_dsn: str) -> None:
             with pytest.raises(psycopg.OperationalError):
                 psycopg.connect(dsn)
             assert proxy.connections == 1
+
+
+def test_held_answers_come_late_and_what_was_asked_is_done_meanwhile(
+    proxy: TcpProxy, proxied_dsn: str, postgres_dsn: str, table: str
+) -> None:
+    with psycopg.connect(proxied_dsn, autocommit=True) as connection:
+        proxy.hold_answers()
+        insert = threading.Thread(target=connection.execute, args=(f"insert into {table} values ('x')".encode(),))
+        insert.start()
+        eventually(lambda: row_count(postgres_dsn, table) == 1)
+        assert insert.is_alive()
+        proxy.pass_through()
+        insert.join(5)
+        assert not insert.is_alive()
+        assert connection.execute("select 1").fetchone() == (1,)
+
+
+def test_held_requests_arrive_late_even_if_their_sender_has_gone(
+    proxy: TcpProxy, proxied_dsn: str, postgres_dsn: str, table: str
+) -> None:
+    connection = psycopg.connect(proxied_dsn, autocommit=True)
+    proxy.hold_requests()
+    connection.pgconn.send_query(f"insert into {table} values ('x')".encode())
+    connection.pgconn.flush()
+    connection.close()
+    assert row_count(postgres_dsn, table) == 0
+    proxy.pass_through()
+    eventually(lambda: row_count(postgres_dsn, table) == 1)
+
+
+def test_answers_of_before_still_arrive_while_requests_are_held(
+    proxy: TcpProxy, proxied_dsn: str, postgres_dsn: str, table: str
+) -> None:
+    with psycopg.connect(proxied_dsn, autocommit=True) as connection:
+        statement = f"insert into {table} values ('x'); select pg_sleep(0.5)"
+        asking = threading.Thread(target=connection.execute, args=(statement.encode(),))
+        asking.start()
+        with psycopg.connect(postgres_dsn) as bystander:
+            eventually(lambda: _is_under_way(bystander, statement))
+        proxy.hold_requests()
+        asking.join(5)
+        assert not asking.is_alive()
+        proxy.pass_through()
+
+
+def _is_under_way(connection: psycopg.Connection[tuple[object, ...]], statement: str) -> bool:
+    with connection.transaction():
+        return bool(connection.execute("select 1 from pg_stat_activity where query = %s", (statement,)).fetchall())
+
+
+def test_dropped_answers_never_come_and_cost_the_connection(
+    proxy: TcpProxy, proxied_dsn: str, postgres_dsn: str, table: str
+) -> None:
+    with psycopg.connect(proxied_dsn) as bystander, closing(psycopg.connect(proxied_dsn)) as connection:
+        proxy.drop_answers()
+        connection.pgconn.send_query(f"insert into {table} values ('x')".encode())
+        connection.pgconn.flush()
+        eventually(lambda: row_count(postgres_dsn, table) == 1)
+        assert proxy.connections == 2
+        proxy.pass_through()
+        eventually(lambda: proxy.connections == 1)
+        assert bystander.execute("select 1").fetchone() == (1,)
+
+
+def test_a_slow_proxy_holds_each_piece_for_a_while(proxy: TcpProxy, proxied_dsn: str) -> None:
+    with psycopg.connect(proxied_dsn, autocommit=True) as connection:
+        proxy.slow_down(seconds=0.2)
+        began_at = time.monotonic()
+        connection.execute("select 1")
+        assert time.monotonic() - began_at >= 0.4  # there and back
+        proxy.pass_through()
+
+
+def test_a_throttled_proxy_lets_so_many_bytes_through(proxy: TcpProxy, proxied_dsn: str) -> None:
+    with psycopg.connect(proxied_dsn, autocommit=True) as connection:
+        proxy.slow_down(bytes_per_second=20_000)
+        began_at = time.monotonic()
+        connection.execute("select repeat('x', 10000)")
+        assert time.monotonic() - began_at >= 0.5
+        proxy.reset_all()  # at once, though it is slow
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute("select 1")
+
+
+def test_a_cut_that_was_disarmed_does_not_happen(
+    proxy: TcpProxy, proxied_dsn: str, postgres_dsn: str, table: str
+) -> None:
+    proxy.cut_commit("before", b"insert into")
+    proxy.disarm()
+    with psycopg.connect(proxied_dsn) as connection:
+        connection.execute(f"insert into {table} values ('x')".encode())
+    assert (proxy.cuts, row_count(postgres_dsn, table)) == (0, 1)

@@ -16,8 +16,9 @@ def conninfo(parameters: str) -> str:
         )
     )
     assert isinstance(store, SqlStore)
-    assert isinstance(store._connections, PostgresConnections)
-    return store._connections._conninfo
+    connections = store._connections._ours()  # type: ignore[attr-defined]
+    assert isinstance(connections, PostgresConnections)
+    return connections._conninfo
 
 
 @pytest.mark.parametrize(

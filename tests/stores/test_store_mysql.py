@@ -52,7 +52,7 @@ limit {count}
 
 def connections(store: Store) -> Any:
     assert isinstance(store, SqlStore)
-    return store._connections
+    return store._connections._ours()  # type: ignore[attr-defined]
 
 
 def setting(store: Store, name: str) -> str:

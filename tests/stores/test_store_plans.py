@@ -116,7 +116,7 @@ def test_heartbeats_touch_no_index(own_postgres: Callable[[], PostgresServer]) -
 def updates(place: Place, store: Store) -> tuple[int, int]:
     """How many rows were updated, and how many of them without touching an index."""
     assert isinstance(store, SqlStore)
-    with store._connections._connection() as connection:  # type: ignore[attr-defined]
+    with store._connections._ours()._connection() as connection:  # type: ignore[attr-defined]
         connection.execute("select pg_stat_force_next_flush()")  # what this connection counted is told now
     with psycopg.connect(place.database_url or "", autocommit=True) as connection:
         row = connection.execute(

@@ -1,28 +1,17 @@
 """Databases that go away, freeze, and cut connections at the worst moment."""
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 
 from durablestack import RunStatus
-from proxy import TcpProxy, When
+from proxies import proxy_to, through
+from proxy import When
 from servers import PostgresServer
 from workers import Bench, bench, eventually
-
-
-def through(proxy: TcpProxy, settings: dict[str, str]) -> dict[str, str]:
-    url = settings["DURABLESTACK__DATABASE_URL"]
-    return {"DURABLESTACK__DATABASE_URL": re.sub(r"(127\.0\.0\.1|localhost):\d+", f"127.0.0.1:{proxy.port}", url)}
-
-
-def proxy_to(settings: dict[str, str]) -> TcpProxy:
-    parts = urlsplit(settings["DURABLESTACK__DATABASE_URL"])
-    return TcpProxy(parts.hostname or "127.0.0.1", parts.port or 5432)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

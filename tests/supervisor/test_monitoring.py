@@ -15,6 +15,7 @@ import anyio
 import pytest
 
 from durablestack import DurableStack, RunStatus
+from durablestack.stores.contract import Requests
 from durablestack.supervisor.embedded import supervise
 from durablestack.supervisor.health import why_not_live, why_not_ready
 from durablestack.supervisor.monitoring import answers
@@ -255,7 +256,7 @@ async def test_a_heartbeat_that_is_stuck_is_no_life(monkeypatch: pytest.MonkeyPa
     gate = threading.Event()
     async with supervise(mine) as supervisor:
         await until(lambda: why_not_ready(supervisor) == [])
-        monkeypatch.setattr(mine.store, "find_cancel_requests", lambda leases: gate.wait(PATIENCE_SECONDS) and set())
+        monkeypatch.setattr(mine.store, "find_requests", lambda leases: gate.wait(PATIENCE_SECONDS) and Requests())
         await until(lambda: why_not_live(supervisor) == ["the heartbeat is stuck"])
         assert why_not_ready(supervisor) == ["the heartbeat is stuck"]
         gate.set()

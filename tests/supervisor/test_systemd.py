@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from durablestack import DurableStack, RunStatus
+from durablestack.stores.contract import Requests
 from durablestack.supervisor.embedded import supervise
 from durablestack.supervisor.health import why_not_live
 from durablestack.supervisor.systemd import Systemd
@@ -157,7 +158,7 @@ async def test_a_blocked_event_loop_and_a_stuck_heartbeat_are_not_alive(
         assert manager.hear() == []
         await until_told("WATCHDOG=1")
 
-        monkeypatch.setattr(stack.store, "find_cancel_requests", lambda leases: gate.wait(PATIENCE_SECONDS) and set())
+        monkeypatch.setattr(stack.store, "find_requests", lambda leases: gate.wait(PATIENCE_SECONDS) and Requests())
         with anyio.fail_after(PATIENCE_SECONDS):
             while not why_not_live(supervisor):
                 await anyio.sleep(0.01)

@@ -1,0 +1,47 @@
+"""Connections that a fork does not take along: two processes that speak on one socket understand nobody.
+
+A web server that loads the application, enqueues, and then forks its workers is the common case.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from .transaction import Connections, Transaction
+
+_inherited: list[Connections] = []
+"""Of the process that we were forked from: kept, since whatever is let go of is closed, at the other end too."""
+
+
+class PerProcess:
+    """Connections that are opened anew, by `connect`, in a process that was forked since."""
+
+    def __init__(self, connect: Callable[[], Connections]) -> None:
+        self._connect = connect
+        self._connections = connect()
+        self.driver = self._connections.driver
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+
+    def prepare(self) -> None:
+        self._ours().prepare()
+
+    def transaction(self) -> AbstractContextManager[Transaction]:
+        return self._ours().transaction()
+
+    def read(self) -> AbstractContextManager[Transaction]:
+        return self._ours().read()
+
+    def close(self) -> None:
+        self._ours().close()
+
+    def _ours(self) -> Connections:
+        if self._pid != os.getpid():
+            with self._lock:  # held by nobody at the fork but for an instant, within which nothing is waited for
+                if self._pid != os.getpid():
+                    _inherited.append(self._connections)
+                    self._connections, self._pid = self._connect(), os.getpid()
+        return self._connections

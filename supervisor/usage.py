@@ -1,0 +1,193 @@
+"""What processes use, as Linux tells it in /proc: a child, and all that its run has started. Elsewhere little is known.
+
+A child measures itself, from the beginning of a run to its end. The supervisor looks from outside, for those that die.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+
+from msgspec import Struct
+from msgspec.structs import astuple
+
+from durablestack.runs import Usage
+
+_PAGE_BYTES = resource.getpagesize()
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+_RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
+_FILE_BYTES_MAX = 65_536
+_END_ROUNDS_MAX = 20
+
+
+# --- from inside: a child measures itself
+
+
+class Meter:
+    """What this process uses from here on."""
+
+    def __init__(self) -> None:
+        _reset_peak()
+        self.before = _cpu_seconds()
+
+    def read(self) -> Usage:
+        user_before, system_before = self.before
+        user, system = _cpu_seconds()
+        return Usage(_peak_bytes(), max(0.0, user - user_before), max(0.0, system - system_before))
+
+
+def _reset_peak() -> None:
+    """Where that cannot be done, the peak is that of the whole life of the process."""
+    with suppress(OSError):
+        refs = os.open("/proc/self/clear_refs", os.O_WRONLY)
+        try:
+            os.write(refs, b"5")
+        finally:
+            os.close(refs)
+
+
+def _peak_bytes() -> int:
+    peak_bytes = status_bytes(status(), b"VmHWM")
+    if peak_bytes is None:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT_BYTES
+    return peak_bytes
+
+
+def _cpu_seconds() -> tuple[float, float]:
+    """User's and system's, of this process and of the children that it waited for."""
+    own, others = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + others.ru_utime, own.ru_stime + others.ru_stime
+
+
+def status(pid: int | str = "self") -> bytes:
+    """Empty if there is no such process, or not Linux."""
+    return _read(f"/proc/{pid}/status")
+
+
+def status_bytes(status: bytes, field: bytes) -> int | None:
+    """An amount of memory, by its name there; None if it is not told."""
+    _, found, rest = status.partition(b"\n" + field + b":")
+    return int(rest.split(None, 1)[0]) * 1024 if found else None
+
+
+# --- from outside
+
+
+class Process(Struct, frozen=True):
+    """`started_at` is by the clock of `leases.boottime`. CPU time is its own and that of the children it waited for."""
+
+    pid: int
+    state: str
+    started_at: float
+    resident_bytes: int
+    user_cpu_seconds: float
+    system_cpu_seconds: float
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ("Z", "X")
+
+
+class Sample(Struct, frozen=True):
+    """What the processes of a run use now, and have used so far."""
+
+    resident_bytes: int
+    usage: Usage
+
+    @property
+    def cpu_seconds(self) -> float:
+        return (self.usage.user_cpu_seconds or 0.0) + (self.usage.system_cpu_seconds or 0.0)
+
+
+def sample(pid: int, since: float, cpu_before: tuple[float, float]) -> Sample | None:
+    """What a child uses whose run began at `since`, when it had used that much CPU time. None if it is gone.
+
+    Of the processes below it those count that were started since: what the application keeps there does not. Memory
+    that processes share counts for each of them.
+    """
+    child = look(pid)
+    if child is None or child.ended:
+        return None
+    processes = [child, *_descendants(pid, since)]
+    resident_bytes = sum(process.resident_bytes for process in processes)
+    user_before, system_before = cpu_before
+    usage = Usage(
+        max(resident_bytes, status_bytes(status(pid), b"VmHWM") or 0),
+        max(0.0, sum(process.user_cpu_seconds for process in processes) - user_before),
+        max(0.0, sum(process.system_cpu_seconds for process in processes) - system_before),
+    )
+    return Sample(resident_bytes, usage)
+
+
+def most(one: Usage, other: Usage) -> Usage:
+    """Of two views of the same attempt the greater ones."""
+    both = zip(astuple(one), astuple(other), strict=True)
+    return Usage(*[max((amount for amount in pair if amount is not None), default=None) for pair in both])
+
+
+def end_descendants(pid: int, since: float) -> int:
+    """Kill what was started below a process since then, and lives; return how many there were."""
+    found: set[int] = set()
+    for _ in range(_END_ROUNDS_MAX):  # they may go on starting others
+        alive = [process.pid for process in _descendants(pid, since) if not process.ended]
+        if not alive:
+            break
+        for each in alive:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(each, signal.SIGKILL)
+        found.update(alive)
+    return len(found)
+
+
+def _descendants(pid: int, since: float) -> list[Process]:
+    """What was started below a process since then; what older ones have started is theirs."""
+    found: dict[int, Process] = {}
+    parents = [pid]
+    while parents:
+        for child in children(parents.pop()):
+            process = look(child) if child not in found else None
+            if process is not None and process.started_at >= since - 1 / _TICKS_PER_SECOND:
+                found[child] = process
+                parents.append(child)
+    return list(found.values())
+
+
+def children(pid: int) -> Iterator[int]:
+    """The processes that a process has started, or was made to look after, and that are there."""
+    with suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            yield from map(int, _read(f"/proc/{pid}/task/{task}/children").split())
+
+
+def look(pid: int) -> Process | None:
+    """None if there is no such process."""
+    fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    if not fields:
+        return None
+    user, system, user_of_others, system_of_others = (int(field) / _TICKS_PER_SECOND for field in fields[11:15])
+    return Process(
+        pid,
+        fields[0].decode(),
+        int(fields[19]) / _TICKS_PER_SECOND,
+        int(fields[21]) * _PAGE_BYTES,
+        user + user_of_others,
+        system + system_of_others,
+    )
+
+
+def _read(path: str) -> bytes:
+    """A file that the kernel writes as it is read; empty if there is none, or none any more."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, _FILE_BYTES_MAX)
+    except OSError:  # it has ended meanwhile
+        return b""
+    finally:
+        os.close(fd)

@@ -1,0 +1,123 @@
+"""What processes use, and which of them a run has started: asked of real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from durablestack.runs import Usage
+from durablestack.supervisor import usage
+from durablestack.supervisor.leases import boottime
+from processes import still_running
+from workers import eventually
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+
+MEBIBYTE = 1_048_576
+
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start Python programs that say when they are ready."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start_one(program: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, start_new_session=True)
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        return process
+
+    yield start_one
+    for process in started:
+        usage.end_descendants(process.pid, 0)
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+WAIT = "print('ready', flush=True); import time; time.sleep(60)"
+GROW = f"kept = bytearray(b'x') * (100 * {MEBIBYTE}); {WAIT}"
+
+
+def test_the_memory_of_a_child_and_of_what_it_started_since_counts(start: Start) -> None:
+    family = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {GROW!r}]); import time; time.sleep(60)"
+    child = start(family)
+    sample = usage.sample(child.pid, 0, (0, 0))
+    assert sample is not None
+    assert sample.resident_bytes > 100 * MEBIBYTE
+    assert (sample.usage.peak_memory_bytes or 0) >= sample.resident_bytes
+    later = usage.sample(child.pid, boottime() + 1, (0, 0))  # as if the run had begun after all that
+    assert later is not None
+    assert later.resident_bytes < 100 * MEBIBYTE
+
+
+def test_cpu_time_counts_from_where_the_run_began_and_of_those_that_were_waited_for_too(start: Start) -> None:
+    burn = "import time\nwhile time.process_time() < 0.3: pass"
+    child = start(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}]); {WAIT}")
+    all_of_it = usage.sample(child.pid, 0, (0, 0))
+    assert all_of_it is not None
+    assert all_of_it.cpu_seconds >= 0.3
+    user, system = all_of_it.usage.user_cpu_seconds or 0, all_of_it.usage.system_cpu_seconds or 0
+    rest = usage.sample(child.pid, 0, (user, system))
+    assert rest is not None
+    assert rest.cpu_seconds < 0.2
+
+
+def test_there_is_nothing_to_tell_of_a_process_that_is_gone(start: Start) -> None:
+    child = start(WAIT)
+    child.kill()
+    eventually(lambda: not still_running(child.pid))
+    assert usage.sample(child.pid, 0, (0, 0)) is None  # it is still there to be waited for
+    child.wait()
+    assert usage.look(child.pid) is None
+    assert usage.status(child.pid) == b""
+
+
+def test_descendants_are_ended_wherever_they_went_but_not_what_was_there_before(start: Start) -> None:
+    deeper = f"import subprocess; subprocess.Popen(['sleep', '60'], start_new_session=True); {WAIT}"
+    starts = f"subprocess.Popen([sys.executable, '-c', {deeper!r}], start_new_session=True)"
+    child = start(f"import subprocess, sys; {starts}; import time; time.sleep(60)")
+    family = [*usage.children(child.pid)]
+    family += [*usage.children(family[0])]
+    assert len(family) == 2
+    assert usage.end_descendants(child.pid, boottime() + 1) == 0
+    assert all(map(still_running, family))
+    assert usage.end_descendants(child.pid, 0) == 2
+    eventually(lambda: not any(map(still_running, family)))
+    assert still_running(child.pid)
+
+
+def test_the_state_of_a_process_is_told(start: Start) -> None:
+    child = start(WAIT)
+    child.send_signal(signal.SIGSTOP)
+    eventually(lambda: (process := usage.look(child.pid)) is not None and process.state == "T")
+
+
+def test_a_meter_tells_the_peak_and_the_cpu_time_of_what_came_after_it() -> None:
+    block = bytearray(b"x") * (200 * MEBIBYTE)
+    del block
+    meter = usage.Meter()
+    block = bytearray(b"x") * (50 * MEBIBYTE)
+    end = time.process_time() + 0.1
+    while time.process_time() < end:
+        sum(block[:1000])
+    del block
+    used = meter.read()
+    now = usage.look(os.getpid())
+    assert now is not None
+    grown_bytes = (used.peak_memory_bytes or 0) - now.resident_bytes
+    assert 40 * MEBIBYTE < grown_bytes < 150 * MEBIBYTE
+    assert (used.user_cpu_seconds or 0) + (used.system_cpu_seconds or 0) > 0.09
+
+
+def test_of_two_views_each_greater_amount_is_taken() -> None:
+    assert usage.most(Usage(1, None, 3.0), Usage(2, None, 1.0)) == Usage(2, None, 3.0)
+    assert usage.most(Usage(), Usage(5, 0.0, 0.0)) == Usage(5, 0.0, 0.0)
