@@ -38,6 +38,7 @@ from .verdict import Ending, Evidence
 log = logging.getLogger(__name__)
 
 _RETIRE_WITHIN_SECONDS = 2.0
+_KILLED_WITHIN_SECONDS = 5.0
 _STACK_DUMP_WITHIN_SECONDS = 0.1
 _STACK_TOLD_WITHIN_SECONDS = 1.0
 _STACKS_APART_SECONDS = 0.2
@@ -90,6 +91,7 @@ class Slots(Protocol):
     def began(self, run: Run, course: Course) -> None: ...
     def ended(self, ended: Ended) -> None: ...
     def never_begun(self, run: Run) -> None: ...
+    def abandoned(self, run: Run, why: str) -> None: ...
     def may_begin_elsewhere(self, run: Run) -> bool: ...
     def child_lost(self, why: str, run: Run | None = None) -> None: ...
 
@@ -388,7 +390,7 @@ class Executor:
         if self._child is None or not self._delivered:
             self._give_back()
         elif ending is Ending.LEASE_LOST:
-            self._child.kill()
+            self._kill(self._child)
         elif first and self._tasks is not None:
             self._tasks.start_soon(self._escalate, self._child, self._ended)
 
@@ -400,7 +402,7 @@ class Executor:
         if self._child is None or not self._delivered:
             self._give_back()
         else:
-            self._child.kill()
+            self._kill(self._child)
 
     def end_exceeding(self, ending: Ending, reached: float) -> None:
         """End the run in hand, which uses more than it may. Memory is not a thing to wait for."""
@@ -416,7 +418,7 @@ class Executor:
     async def _kill_with_stack(self, child: ChildProcess, ended: anyio.Event) -> None:
         child.signal_self(STACK_SIGNAL)
         if not await _set_within(ended, _STACK_DUMP_WITHIN_SECONDS):
-            child.kill()
+            self._kill(child)
 
     async def _escalate(self, child: ChildProcess, ended: anyio.Event) -> None:
         child.send(wire.Cancel(self._order))
@@ -428,7 +430,26 @@ class Executor:
         self._retiring = True  # whatever it still replies, it is dying
         child.signal_group(signal.SIGTERM)
         if not await _set_within(ended, self._limits.terminate_grace_seconds):
-            child.kill()
+            self._kill(child)
+
+    def _kill(self, child: ChildProcess) -> None:
+        child.kill()
+        if self._tasks is not None:
+            self._tasks.start_soon(self._abandon_unless_dead, child, self._ended)
+
+    async def _abandon_unless_dead(self, child: ChildProcess, ended: anyio.Event) -> None:
+        """A process that waits in the kernel cannot be killed, and will not execute anything either.
+
+        Its run is for others, once its lease has expired. The slot is lost until the kernel lets go of the process.
+        """
+        if await _set_within(ended, _KILLED_WITHIN_SECONDS) or self._child is not child:
+            return
+        run, self.assignment, self._delivered, self._ending = self._run_in_hand, None, False, None
+        self._retiring = True
+        self._forget_timeout()
+        self._ended.set()
+        why = f"child {child.pid} of slot {self.number} cannot be killed: it waits in the kernel for what does not come"
+        self._slots.abandoned(run, why)
 
     # --- looking at a run
 

@@ -128,6 +128,10 @@ class Pool:
     def never_begun(self, run: Run) -> None:
         self._tell(run, Released(run.lease), "it had not begun")
 
+    def abandoned(self, run: Run, why: str) -> None:
+        self.child_lost(why, run)
+        self._tell(run, None, "its lease is left to expire")
+
     def began(self, run: Run, course: Course) -> None:
         self._emit(EventType.JOB_STARTED, run, course=course)
         if run.attempt > 1:

@@ -41,7 +41,7 @@ class Residue:
         try:
             now = _look(self._runner)
             return tuple(what for what, was in self._ready.items() if now[what] != was)
-        except Exception as error:  # a job has put things of its own in the place of those that we look at
+        except BaseException as error:  # a job has put things of its own in the place of those that we look at
             return (f"what raises {type(error).__name__}"[:50],)
 
     def forgive(self) -> None:

@@ -169,10 +169,15 @@ def dies_idle(how: str) -> None:
 @durable_job(name="dies-idle-when-its-garbage-is-collected", max_attempts=1)
 def dies_idle_when_its_garbage_is_collected(how: str) -> None:
     print(os.getpid())
-    _idle_then(lambda: (DiesWhenForgotten(how), gc.collect()))
+    kept = [DiesWhenForgotten(how)]
+
+    def forget() -> None:
+        kept.clear()
+        gc.collect()
+
+    _idle_then(forget)
 
 
-@stack.on_child_start
 def import_what_may_be_deadly() -> None:
     if DEATH_AT_IMPORT.exists():
         importlib.import_module("dies_when_imported")

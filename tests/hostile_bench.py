@@ -104,12 +104,14 @@ class HostileBench(Bench):
         """Runs that execute at the same time."""
         gate = self.folder / uuid4().hex
         run_ids = self.client.enqueue_many("waits-for-file", [str(gate)] * count)
-        eventually(
-            lambda: len([*self.folder.glob(f"{gate.name}-begun-*")]) >= count,
-            what=f"{count} innocent runs at once: {self.logs()[-5000:]}",
-        )
-        yield
-        gate.touch()
+        try:
+            eventually(
+                lambda: len([*self.folder.glob(f"{gate.name}-begun-*")]) >= count,
+                what=f"{count} innocent runs at once: {self.logs()[-5000:]}",
+            )
+            yield
+        finally:
+            gate.touch()
         for run_id in run_ids:
             assert self.until(run_id, RunStatus.SUCCEEDED).attempt == 1
 
@@ -149,6 +151,9 @@ class HostileBench(Bench):
         """Wait for the end of the child that printed its number first of all."""
         pid = int((run.stdout_tail or "").split()[0])
         eventually(lambda: not still_running(pid), what=f"the end of child {pid}, which {run.job_name} has used up")
+
+    def until_more_is_logged(self, text: str, than: int = 0) -> None:
+        eventually(lambda: self.supervisor.log().count(text) > than, what=f"more of {text!r}")
 
     def end(self) -> None:
         """Whatever was done to its children, a supervisor can be stopped, and leaves nothing behind."""

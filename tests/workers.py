@@ -16,7 +16,7 @@ from uuid import UUID
 
 from durablestack import DurableStack, Run, RunStatus
 from durablestack.options import DurableStackOptions
-from processes import command_line, descendants, stat_fields, still_running
+from processes import children_of, command_line, descendants, stat_fields, still_running
 
 TESTS = Path(__file__).parent
 PATIENCE_SECONDS = 30.0
@@ -145,6 +145,10 @@ class Worker:
         """The processes that execute runs."""
         return [pid for pid in sorted(descendants(self.pid)) if _is_child(pid)]
 
+    def guard(self) -> int:
+        """The process that ends our children when we cannot."""
+        return eventually(lambda: guard_below(self.pid), what=f"a guard: {self.log()}")
+
     def until_ready(self, children: int) -> list[int]:
         return eventually(
             lambda: found if len(found := self.children()) == children else [],
@@ -179,6 +183,11 @@ class Worker:
         if self.process.stdin is not None:
             self.process.stdin.close()
         eventually(lambda: not any(still_running(pid) for pid in family), what="the end of the family")
+
+
+def guard_below(pid: int) -> int:
+    """The guard of the supervisor in a process; 0 if there is none."""
+    return next((child for child in children_of(pid) if b"guard.py" in command_line(child)), 0)
 
 
 def _is_child(pid: int) -> bool:

@@ -67,7 +67,10 @@ def execute(
     except BaseException as error:  # SystemExit and its like end the attempt, not the story
         raised = error
     if raised is not None:
-        return _told(raised, tasks_remain=tasks_remain)
+        try:
+            return _told(raised, tasks_remain=tasks_remain)
+        except BaseException as failure:  # what an error says of its name, its cause or its delay is the job's code too
+            return _untellable(failure)
     return Returned(noticed_cancel=cancel_flag.noticed, process_is_spent=tasks_remain)
 
 
@@ -172,6 +175,17 @@ def _told(error: BaseException, *, tasks_remain: bool) -> Raised:
         retryable=not isinstance(error, NoRetry | PayloadError),
         retry_after_seconds=_asked_delay_seconds(error),
         process_is_spent=tasks_remain or _ends_the_process(error),
+    )
+
+
+def _untellable(failure: BaseException) -> Raised:
+    return Raised(
+        error_type="UntellableError",
+        error_message=f"the job raised an error that cannot be asked what it is: that raised {type(failure).__name__}",
+        error_detail="",
+        retryable=True,
+        retry_after_seconds=None,
+        process_is_spent=True,
     )
 
 

@@ -1,6 +1,7 @@
 """A supervisor is killed, and its runs need not wait for their leases: on its own host its death can be proven."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,6 +90,7 @@ def test_nothing_is_taken_from_a_dead_supervisor_while_something_of_it_may_be_le
     sqlite_bench.until_noted(run_id, "start")
     (incarnation,) = incarnations(sqlite_bench.stack.store)
     with left_running(incarnation):
+        os.kill(first.guard(), signal.SIGKILL)  # it would end that too
         first.kill()
         lease_until = sqlite_bench.run(run_id).lease_until
         assert lease_until is not None

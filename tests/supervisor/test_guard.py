@@ -13,8 +13,8 @@ import pytest
 
 from durablestack import RunStatus
 from durablestack.runs import AttemptOutcome
-from processes import children_of, command_line, stat_fields, still_running
-from workers import TESTS, Bench, Worker, eventually
+from processes import stat_fields, still_running
+from workers import TESTS, Bench, eventually, guard_below
 
 THREE_AT_ONCE = {"DURABLESTACK__MAX_CONCURRENT_RUNS": "3"}
 WATCHDOGS = {"DURABLESTACK__GUARD": "child"}
@@ -24,14 +24,6 @@ WATCHDOGS = {"DURABLESTACK__GUARD": "child"}
 def either_bench(request: pytest.FixtureRequest) -> Bench:
     made: Bench = request.getfixturevalue(f"{request.param}_bench")
     return made
-
-
-def guard_of(worker: Worker) -> int:
-    return eventually(lambda: _guard(worker.pid), what=f"a guard: {worker.log()}")
-
-
-def _guard(pid: int) -> int:
-    return next((child for child in children_of(pid) if b"guard.py" in command_line(child)), 0)
 
 
 def is_stopped(pid: int) -> bool:
@@ -62,7 +54,7 @@ def test_a_killed_supervisor_takes_along_children_that_could_not_leave_and_daemo
     sqlite_bench: Bench,
 ) -> None:
     worker = sqlite_bench.worker(settings=THREE_AT_ONCE)
-    guard = guard_of(worker)
+    guard = worker.guard()
     daemon_run = sqlite_bench.client.enqueue("sends-off-a-daemon")
     spins = begun(sqlite_bench, "spins-holding-the-gil")
     stopped = begun(sqlite_bench, "sleeps", {"seconds": 60.0})
@@ -76,7 +68,7 @@ def test_a_killed_supervisor_takes_along_children_that_could_not_leave_and_daemo
 
 def test_a_daemon_whose_child_died_unnoticed_ends_with_the_supervisor_too(sqlite_bench: Bench) -> None:
     worker = sqlite_bench.worker()
-    guard = guard_of(worker)
+    guard = worker.guard()
     daemon_run = sqlite_bench.client.enqueue("sends-off-a-daemon")
     daemon = sqlite_bench.until_noted(daemon_run, "daemon").pid
     sends = sqlite_bench.until_noted(daemon_run, "start").pid
@@ -91,7 +83,7 @@ def test_a_daemon_whose_child_died_unnoticed_ends_with_the_supervisor_too(sqlite
 def test_when_supervisor_and_guard_are_killed_at_once_the_children_go_with_their_parent(sqlite_bench: Bench) -> None:
     worker = sqlite_bench.worker()
     spins, sleeps = begun(sqlite_bench, "spins-holding-the-gil"), begun(sqlite_bench, "sleeps", {"seconds": 60.0})
-    os.kill(guard_of(worker), signal.SIGKILL)
+    os.kill(worker.guard(), signal.SIGKILL)
     worker.kill()
     until_dead(spins, sleeps)
 
@@ -99,7 +91,7 @@ def test_when_supervisor_and_guard_are_killed_at_once_the_children_go_with_their
 def test_children_that_watch_themselves_die_with_a_killed_supervisor_too(sqlite_bench: Bench) -> None:
     worker = sqlite_bench.worker(settings=WATCHDOGS)
     spins, sleeps = begun(sqlite_bench, "spins-holding-the-gil"), begun(sqlite_bench, "sleeps", {"seconds": 60.0})
-    assert not _guard(worker.pid)
+    assert not guard_below(worker.pid)
     worker.kill()
     until_dead(spins, sleeps)
 
@@ -119,7 +111,7 @@ def test_a_program_that_is_killed_takes_its_runs_along_and_not_what_else_it_star
             daemon_run = sqlite_bench.client.enqueue("sends-off-a-daemon")
             daemon = sqlite_bench.until_noted(daemon_run, "daemon").pid
             sends = sqlite_bench.until_noted(daemon_run, "start").pid
-            guard = eventually(lambda: _guard(application.pid))
+            guard = eventually(lambda: guard_below(application.pid))
             application.kill()
             until_dead(sends, daemon, guard)
             assert all(map(still_running, own))
@@ -179,7 +171,7 @@ def test_what_was_frozen_whole_dies_when_it_thaws_and_changes_nothing(either_ben
     frozen = either_bench.worker()
     run_id = either_bench.client.enqueue("ticks-at-first")
     ticks = either_bench.until_noted(run_id, "start").pid
-    whole = [guard_of(frozen), frozen.pid, ticks]
+    whole = [frozen.guard(), frozen.pid, ticks]
     for pid in reversed(whole):
         os.kill(pid, signal.SIGSTOP)
     either_bench.worker()
@@ -222,10 +214,10 @@ def test_a_guard_that_is_killed_costs_no_run_and_its_successor_knows_the_runs_in
     short = sqlite_bench.client.enqueue("sleeps", {"seconds": 1.0})
     ticks = begun(sqlite_bench, "ticks-at-first")
     sqlite_bench.until_noted(short, "start")
-    killed = guard_of(worker)
+    killed = worker.guard()
     os.kill(killed, signal.SIGKILL)
     worker.until_logged("a new guard watches over 2 children")
-    assert guard_of(worker) != killed
+    assert worker.guard() != killed
     assert sqlite_bench.until(short, RunStatus.SUCCEEDED).attempt == 1
     assert still_running(ticks)
     worker.freeze()
@@ -256,7 +248,7 @@ def test_an_event_loop_that_is_blocked_for_two_leases_loses_none(sqlite_bench: B
 def test_a_supervisor_that_stops_leaves_no_guard_behind(sqlite_bench: Bench) -> None:
     worker = sqlite_bench.worker()
     worker.until_ready(children=2)
-    guard = guard_of(worker)
+    guard = worker.guard()
     worker.terminate()
     assert worker.exit_code() == 0
     assert not os.path.exists(f"/proc/{guard}")
