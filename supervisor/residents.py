@@ -13,6 +13,7 @@ import logging
 import random
 from collections.abc import Callable
 from datetime import timedelta
+from uuid import UUID
 
 import anyio
 from anyio import to_thread
@@ -44,6 +45,7 @@ class Residents:
         self._on_freed = on_freed
         self._register_at = 0.0
         self._unanswered = False
+        self._told_of: set[UUID] = set()  # bounded by the workers of this host
 
     async def run(self) -> None:
         if not self._worker.boot_id:
@@ -75,8 +77,18 @@ class Residents:
 
     async def _look(self) -> None:
         for worker in await ask_store(self._store.find_workers, self._worker.boot_id):
-            if worker.id != self._worker.id and await to_thread.run_sync(proven_dead, worker):
+            if worker.id == self._worker.id:
+                continue
+            if await to_thread.run_sync(proven_dead, worker):
                 await self._free(worker)
+            elif worker.name == self._worker.name:
+                self._tell_of_namesake(worker)
+
+    def _tell_of_namesake(self, worker: Worker) -> None:
+        """No harm is done, names fence nothing; but whoever reads them is misled."""
+        if worker.id not in self._told_of:
+            self._told_of.add(worker.id)
+            log.warning("another worker that may be alive has our name, %s (process %d)", worker.name, worker.pid)
 
     async def _free(self, worker: Worker) -> None:
         freed = await ask_store(self._store.expire_leases, worker.id)

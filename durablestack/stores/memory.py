@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from durablestack.errors import ScheduleError, StoreError
 from durablestack.ids import new_run_id
@@ -310,26 +310,27 @@ class InMemoryStore:
         now: datetime,
         failure: Failure | None = None,
     ) -> None:
-        history = self._attempts.setdefault(run.id, [])
-        history.append(
-            Attempt(
-                run_id=run.id,
-                attempt=lease.attempt,
-                worker_name=lease.worker_name,
-                started_at=run.started_at,
-                ended_at=now,
-                outcome=outcome,
-                error_type=failure.error_type if failure else None,
-                error_message=failure.error_message if failure else None,
-                error_detail=failure.error_detail if failure else None,
-                signal=failure.signal if failure else None,
-                exit_code=failure.exit_code if failure else None,
-                ended_by=failure.ended_by if failure else None,
-                peak_memory_bytes=failure.usage.peak_memory_bytes if failure else None,
-                user_cpu_seconds=failure.usage.user_cpu_seconds if failure else None,
-                system_cpu_seconds=failure.usage.system_cpu_seconds if failure else None,
-            )
+        attempt = Attempt(
+            run_id=run.id,
+            attempt=lease.attempt,
+            worker_name=lease.worker_name,
+            started_at=run.started_at,
+            ended_at=now,
+            outcome=outcome,
         )
+        if failure is not None:
+            attempt = replace(
+                attempt,
+                error_type=failure.error_type,
+                error_message=failure.error_message,
+                error_detail=failure.error_detail,
+                signal=failure.signal,
+                exit_code=failure.exit_code,
+                ended_by=failure.ended_by,
+                **asdict(failure.usage),
+            )
+        history = self._attempts.setdefault(run.id, [])
+        history.append(attempt)
         del history[:-ATTEMPTS_KEPT_MAX]
 
     # --- cancel, requeue
@@ -407,7 +408,8 @@ class InMemoryStore:
         with self._locked() as now:
             if worker_id not in self._workers:
                 return 0
-            held = [self._runs[id] for id in self._leased if self._worker_ids.get(id) == worker_id]
+            claimed = [self._runs[id] for id in self._leased if self._worker_ids.get(id) == worker_id]
+            held = [run for run in claimed if run.lease_until and run.lease_until > now]
             for run in held:
                 self._put(replace(run, lease_until=now))
         return len(held)

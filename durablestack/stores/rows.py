@@ -237,8 +237,4 @@ def output_parameters(output: Output) -> dict[str, Any]:
 
 
 def usage_parameters(usage: Usage) -> dict[str, Any]:
-    return {
-        "peak_memory_bytes": usage.peak_memory_bytes,
-        "user_cpu_seconds": usage.user_cpu_seconds,
-        "system_cpu_seconds": usage.system_cpu_seconds,
-    }
+    return msgspec.structs.asdict(usage)

@@ -307,6 +307,7 @@ RUNS_OF_WORKER_SELECT = """
 select id, lease_token
 from {runs}
 where status = 'leased'
+  and lease_until_utc > {now}
   and worker_id = :worker_id
   and lease_owner = (select name from {workers} where id = :worker_id)
 order by id

@@ -190,6 +190,7 @@ def test_a_lease_that_was_let_expire_is_told_until_when_it_lasted(store: Store) 
     assert run.status is RunStatus.LEASED
     assert run.lease_until is not None
     assert run.lease_until <= store.now()
+    assert store.expire_leases(worker.id) == 0, "it has expired"
     claimed(store)
 
 

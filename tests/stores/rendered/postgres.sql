@@ -252,6 +252,7 @@ where id = %(id)s
 select id, lease_token
 from "durable_stack_job_runs"
 where status = 'leased'
+  and lease_until_utc > (select clock_timestamp())
   and worker_id = %(worker_id)s
   and lease_owner = (select name from "durable_stack_workers" where id = %(worker_id)s)
 order by id

@@ -248,6 +248,7 @@ where id = :id
 select id, lease_token
 from "durable_stack_job_runs"
 where status = 'leased'
+  and lease_until_utc > strftime('%Y-%m-%d %H:%M:%f000', 'now')
   and worker_id = :worker_id
   and lease_owner = (select name from "durable_stack_workers" where id = :worker_id)
 order by id

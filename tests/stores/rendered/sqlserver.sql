@@ -256,6 +256,7 @@ where id = %(id)s
 select id, lease_token
 from [durable_stack_job_runs]
 where status = 'leased'
+  and lease_until_utc > cast(sysutcdatetime() as datetime2(6))
   and worker_id = %(worker_id)s
   and lease_owner = (select name from [durable_stack_workers] where id = %(worker_id)s)
 order by id
