@@ -138,7 +138,6 @@ class History(Struct, frozen=True, kw_only=True):
     exits: Sequence[Exit] = ()
     left_behind: Sequence[str] = ()
     runs_at_once_max: int = 1_000
-    crash_limit: int = 5
 
 
 class Violation(Struct, frozen=True):

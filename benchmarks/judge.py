@@ -10,10 +10,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 from uuid import UUID
 
+from benchmarks.causes import (
+    AFTERMATH_SECONDS,
+    CLOCKS_AGREE_SECONDS,
+    INFRASTRUCTURE,
+    causes_of,
+    executions_of,
+    leases_of,
+    recovery_seconds,
+)
 from benchmarks.history import (
     Answer,
     AttemptRow,
-    Cause,
     Change,
     Disturbance,
     Execution,
@@ -24,34 +32,11 @@ from benchmarks.history import (
     Violation,
 )
 
-CLOCKS_AGREE_SECONDS = 0.1
-"""The database tells wall time, rounded; two clocks that are read one after the other differ by that much."""
-
-CLOCKS_TICK_SECONDS = 0.002
-"""What a timestamp in milliseconds may be off; enough to tell what came first, where both are possible."""
-
 AFTER_THAW_SECONDS = 0.25
 """A guard that thaws has so long to end what is overdue."""
 
-AFTERMATH_SECONDS = 3.0
-"""What a disturbance causes may show so much later: a connection that is made anew, a process that starts."""
-
 STARTING_SECONDS = 5.0
 """A process that is asked to end before it has come to listen for that ends as any other would."""
-
-INFRASTRUCTURE = frozenset(
-    {
-        "ChildCrashed",
-        "ChildExited",
-        "CpuLimitExceeded",
-        "LeaseExpired",
-        "MemoryLimitExceeded",
-        "OutOfMemory",
-        "ProtocolError",
-        "RunTimeout",
-    }
-)
-"""Errors that we record; all others are those of the job."""
 
 FINAL = frozenset({"succeeded", "failed", "cancelled"})
 STEPS = {
@@ -90,7 +75,7 @@ def judge(history: History) -> Verdict:
     executions, changes = _by_run(history.executions), _by_run(history.changes)
     overlaps = list(find_overlaps(history.executions))
     tagged = [pair for pair in overlaps if _is_excused(*pair, history.disturbances)]
-    reexecutions = [cause for of_run in executions.values() for cause in _causes(of_run, changes, history)]
+    reexecutions = [cause for of_run in executions.values() for cause in causes_of(of_run, changes, history)]
     violations = [
         *check_enqueues(history),
         *check_ends(history),
@@ -243,8 +228,8 @@ def check_executions(
             if execution.started_at < due_at.get(run_id, 0.0) - CLOCKS_AGREE_SECONDS:
                 yield Violation(EARLY, f"it started {due_at[run_id] - execution.started_at:.2f} s early", run_id)
     for run_id, changed in changes.items():
-        leases = _leases(changed)
-        found = _executions_of(leases, executions.get(run_id, []))
+        leases = leases_of(changed)
+        found = executions_of(leases, executions.get(run_id, []))
         homeless = len(executions.get(run_id, [])) - sum(map(len, found))
         if homeless:
             yield Violation(WITHOUT_LEASE, f"{homeless} executions belong to no lease", run_id)
@@ -263,42 +248,6 @@ def _check_outcome(run_id: UUID, end: Change, ended: list[str | None]) -> Iterat
             yield Violation(UNFAITHFUL, f"the job ended well, and {end.error_type} is recorded", run_id)
         elif "raise" not in ended and "told" not in ended:
             yield Violation(UNFAITHFUL, f"{end.error_type} is recorded, but the job ended with {ended}", run_id)
-
-
-Leased = tuple[Change, Change | None]
-
-
-def _leases(changes: Sequence[Change]) -> list[Leased]:
-    """Each claim of a run, with the change that ended it."""
-    leases: list[Leased] = []
-    for change in changes:
-        if leases and leases[-1][1] is None:
-            leases[-1] = (leases[-1][0], change)
-        if change.is_claim:
-            leases.append((change, None))
-    return leases
-
-
-def _executions_of(leases: Sequence[Leased], executions: Sequence[Execution]) -> list[list[Execution]]:
-    """The executions of each lease: of its attempt, and begun while it was held."""
-    found: list[list[Execution]] = [[] for _ in leases]
-    for execution in executions:
-        fitting = [number for number, lease in enumerate(leases) if _may_be_of(execution, lease)]
-        if fitting:
-            # where the clocks leave a choice: one that has none yet, and of these the latest one before it
-            best = min(fitting, key=lambda number: (bool(found[number]), _is_after(leases[number], execution), -number))
-            found[best].append(execution)
-    return found
-
-
-def _may_be_of(execution: Execution, lease: Leased) -> bool:
-    claim, end = lease
-    begins, ends = claim.at - CLOCKS_AGREE_SECONDS, None if end is None else end.at + CLOCKS_AGREE_SECONDS
-    return claim.attempt == execution.attempt and begins <= execution.started_at <= (ends or execution.started_at)
-
-
-def _is_after(lease: Leased, execution: Execution) -> bool:
-    return lease[0].at > execution.started_at + CLOCKS_TICK_SECONDS
 
 
 # --- overlap
@@ -369,57 +318,3 @@ def check_exits(history: History) -> Iterator[Violation]:
 def _strikes(disturbance: Disturbance, end: Exit) -> bool:
     in_time = disturbance.began_at <= end.at and disturbance.ended_at + AFTERMATH_SECONDS >= end.started_at
     return in_time and (not disturbance.lives or end.life in disturbance.lives)
-
-
-# --- why again, and how soon
-
-
-def _causes(
-    executions: Sequence[Execution], changes: dict[UUID, list[Change]], history: History
-) -> Iterator[tuple[UUID, Cause]]:
-    """H6: for each execution that was followed by another one, why."""
-    run_id = executions[0].run_id
-    leases = _leases(changes.get(run_id, []))
-    found = _executions_of(leases, sorted(executions, key=lambda execution: execution.started_at))
-    executed = [(lease, of_lease[0]) for lease, of_lease in zip(leases, found, strict=True) if of_lease]
-    for (claim, end), execution in executed[:-1]:
-        if end is not None:
-            yield run_id, _cause(claim, end, execution, history.disturbances)
-
-
-def _cause(claim: Change, end: Change, execution: Execution, disturbances: Iterable[Disturbance]) -> Cause:
-    what = "released" if end.is_refund else str(end.error_type)
-    if what not in INFRASTRUCTURE and not end.is_refund and execution.ended in ("raise", "told"):
-        return Cause("the job raised", "the job")
-    if what in ("ChildCrashed", "ChildExited") and execution.ended == "die":
-        return Cause(what, "the job")
-    if what == "RunTimeout" and execution.ended is None:
-        return Cause(what, "its time limit")
-    near = {
-        each.kind
-        for each in disturbances
-        if each.began_at <= end.at and each.ended_at + AFTERMATH_SECONDS >= claim.at
-        if not each.lives or execution.life in each.lives
-        if not each.pids or execution.pid in each.pids or each.took_holder
-    }
-    return Cause(what, ", ".join(sorted(near)) or None)
-
-
-def recovery_seconds(history: History, executions: dict[UUID, list[Execution]]) -> list[float]:
-    """H9: from the moment at which the holder of a run was killed or stopped, to the next start of the run."""
-    found: list[float] = []
-    for struck in (each for each in history.disturbances if each.took_holder):
-        for of_run in executions.values():
-            held = [each for each in of_run if _was_held(each, struck)]
-            later = [each.started_at for each in of_run if each.started_at > struck.began_at and each not in held]
-            if held and later:
-                found.append(min(later) - struck.began_at)
-    return sorted(found)
-
-
-def _was_held(execution: Execution, struck: Disturbance) -> bool:
-    """Whether it was in the middle of its work, and never came to the end of it."""
-    if execution.ended is not None or (struck.pids and execution.pid not in struck.pids):
-        return False
-    in_time = execution.started_at <= struck.began_at <= execution.last_seen_at + CLOCKS_AGREE_SECONDS
-    return execution.life in struck.lives and in_time

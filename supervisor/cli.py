@@ -22,7 +22,7 @@ from durablestack.stack import DurableStack
 from .control import run_with_signals
 from .embedded import the_one_in
 from .logs import LineFormatter, LogThread
-from .process import end_fork_server
+from .starter import end_fork_server
 from .status import log_handler, show_status, summary
 from .systemd import Systemd
 from .tree import OutcomesUnrecorded, Supervisor

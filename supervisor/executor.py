@@ -5,8 +5,8 @@ is told to the pool. A run that no child has seen yet waits for the next child, 
 
     booting --Ready--> idle --assign--> busy --Succeeded | Failed--> idle, or retired: Stop
        ^                |                |
-       |                v                v  timeout, cancel, stop: Cancel, SIGTERM, SIGKILL
-       +---- restart -- dead <-----------+
+       |                v                v  timeout, cancel, stop, CPU limit: Cancel, STACK_SIGNAL, SIGTERM, SIGKILL
+       +---- restart -- dead <-----------+  memory limit: STACK_SIGNAL, SIGKILL; lease lost: SIGKILL
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from durablestack.errors import JobDefinitionError, TargetError
 from durablestack.runs import Output, Run, Usage
 
 from . import dump, usage, wire
-from .bus import NOT_BEGUN, Course
-from .child import EXIT_REENTERED, STACK_SIGNAL
-from .leases import boottime
-from .process import ChildProcess, Death, Starter
+from .bus import Course
+from .child import EXIT_REENTERED
+from .in_hand import Assignment, InHand
+from .isolation import STACK_SIGNAL
+from .process import ChildProcess, Death
 from .residue import PROCESSES
 from .restarts import restart_delay_seconds
-from .terms import Terms
+from .starter import Starter
 from .verdict import Ending, Evidence
 
 log = logging.getLogger(__name__)
@@ -40,9 +41,6 @@ log = logging.getLogger(__name__)
 _RETIRE_WITHIN_SECONDS = 2.0
 _KILLED_WITHIN_SECONDS = 5.0
 _STACK_DUMP_WITHIN_SECONDS = 0.1
-_STACK_TOLD_WITHIN_SECONDS = 1.0
-_STACKS_APART_SECONDS = 0.2
-_LOOK_FOR_STACK_SECONDS = 0.02
 
 
 class BootFailed(Exception):
@@ -57,13 +55,6 @@ class Limits(Struct, frozen=True, kw_only=True):
     runs_per_child_max: int | None = None
     child_memory_max: int | None = None
     """In bytes: a child that keeps more than that when a run has ended is replaced."""
-
-
-class Assignment(Struct, frozen=True, eq=False):
-    """A run that is to be executed."""
-
-    run: Run
-    terms: Terms = Terms()
 
 
 class Ended(Struct, frozen=True, kw_only=True, eq=False):
@@ -100,8 +91,6 @@ class Executor:
     def __init__(self, number: int, slots: Slots, starter: Starter, limits: Limits) -> None:
         self.number = number
         self.pid: int | None = None
-        self.assignment: Assignment | None = None
-        self.began_at = 0.0
         self.left = anyio.Event()  # once `leave` was called and there is no child any more
         self._slots = slots
         self._starter = starter
@@ -109,22 +98,22 @@ class Executor:
         self._child: ChildProcess | None = None
         self._answered = anyio.Event()
         self._boot_failure: wire.BootFailed | None = None
-        self._order = 0  # number of the order that the child has in hand, if `_delivered`
-        self._delivered = False
-        self._begun = False
-        self._course = NOT_BEGUN
-        self._ending: Ending | None = None
-        self._reached: float | None = None  # of the limit that we end the run for
-        self._ended = anyio.Event()
-        self._began_boottime = 0.0
-        self._cpu_before = (0.0, 0.0)  # what the child had used when it began the run
-        self._used = Usage()  # by the run, as far as it was seen from here
+        self._in_hand: InHand | None = None
+        self._orders = 0  # given so far, by which they are numbered
         self._runs_begun = 0  # by this child
         self._retiring = False
         self._leaving = False
         self._deaths_in_a_row = 0
-        self._timeout: asyncio.TimerHandle | None = None
         self._tasks: TaskGroup | None = None
+
+    @property
+    def assignment(self) -> Assignment | None:
+        return None if self._in_hand is None else self._in_hand.assignment
+
+    @property
+    def began_at(self) -> float:
+        """Of the run in hand; 0 if there is none."""
+        return 0.0 if self._in_hand is None else self._in_hand.began_at
 
     # --- the slot's life
 
@@ -203,20 +192,20 @@ class Executor:
 
     def _bury(self, child: ChildProcess, death: Death) -> None:
         """The child is dead: say what became of the run in hand, and whether anyone should worry."""
-        how = death.how
-        if self._delivered and (self._begun or not self._slots.may_begin_elsewhere(self._run_in_hand)):
-            self._finish(death, child)
-        elif self._delivered:
-            self._delivered = False
+        how, held = death.how, self._in_hand
+        if held is None or not held.delivered:
+            if not self._retiring:
+                self._died(f"idle child {child.pid} of slot {self.number} ended with {how}")
+        elif not held.begun and held.ending is None and self._runs_begun > 1:
+            # whatever killed it, an earlier run has left it there: the one in hand waits for the next child
+            held.take_back()
+            self._died(f"child {child.pid} of slot {self.number} ended with {how} after its run")
+        elif held.begun or not self._slots.may_begin_elsewhere(held.run):
+            self._finish(held, death, child)
+        else:
+            held.take_back()
             self._give_back()
             self._died(f"child {child.pid} of slot {self.number} ended with {how} before it began its run")
-        elif not self._retiring:
-            self._died(f"idle child {child.pid} of slot {self.number} ended with {how}")
-
-    @property
-    def _run_in_hand(self) -> Run:
-        assert self.assignment is not None
-        return self.assignment.run
 
     def _died(self, why: str) -> None:
         """A death for which no run is to blame: the more of them in a row, the longer until the next child."""
@@ -236,44 +225,42 @@ class Executor:
 
     def assign(self, assignment: Assignment) -> None:
         """Take a run in hand. It begins now if there is a child for it, or as soon as there is."""
-        assert self.assignment is None, "an executor takes one run at a time"
-        self.assignment, self._ending, self._ended = assignment, None, anyio.Event()
+        assert self._in_hand is None, "an executor takes one run at a time"
+        self._in_hand = held = InHand(assignment)
         child = self._child
         if child is None or not self._takes_runs(child):
             return
         if assignment.terms.fresh_process_per_run and self._runs_begun:
             self._retire(child)
         else:
-            self._begin(child, assignment)
+            self._begin(child, held)
 
     def _takes_runs(self, child: ChildProcess) -> bool:
         return not self._retiring and not child.gone
 
     def _begin_or_idle(self) -> None:
-        if self.assignment is None:
+        if self._in_hand is None:
             self._slots.idle(self)
         elif self._child is not None:
-            self._begin(self._child, self.assignment)
+            self._begin(self._child, self._in_hand)
 
-    def _begin(self, child: ChildProcess, assignment: Assignment) -> None:
-        run = assignment.run
+    def _begin(self, child: ChildProcess, held: InHand) -> None:
+        run, terms = held.run, held.assignment.terms
         if not self._slots.may_begin(run, child):
             self._give_back()
             self._slots.idle(self)
             return
         child.take_output()  # what was written between two runs belongs to neither
         child.take_stack()
-        self._order += 1
+        self._orders += 1
         self._runs_begun += 1
-        self._delivered, self._begun, self._course = True, False, NOT_BEGUN
-        self._used, self._reached = Usage(), None
-        self.began_at, self._began_boottime = anyio.current_time(), boottime()
-        if (timeout_seconds := assignment.terms.timeout_seconds) is not None:
+        held.deliver(self._orders)
+        if terms.timeout_seconds is not None:
             loop = asyncio.get_running_loop()
-            self._timeout = loop.call_later(timeout_seconds, self.end_run, Ending.TIMED_OUT)
+            held.timeout = loop.call_later(terms.timeout_seconds, self.end_run, Ending.TIMED_OUT)
         child.send(
             wire.Execute(
-                self._order,
+                self._orders,
                 run.id,
                 run.job_name,
                 run.attempt,
@@ -281,32 +268,36 @@ class Executor:
                 run.slot or run.scheduled_for,
                 run.payload,
                 run.trace_context,
-                assignment.terms.address_space_limit,
+                terms.address_space_limit,
             )
         )
 
     def _give_back(self) -> None:
         """Let go of a run that no child has begun."""
-        if self.assignment is not None and not self._delivered:
-            run, self.assignment = self.assignment.run, None
-            self._forget_timeout()
-            self._ended.set()
-            self._slots.never_begun(run)
+        held = self._in_hand
+        if held is not None and not held.delivered:
+            self._let_go(held)
+            self._slots.never_begun(held.run)
+
+    def _let_go(self, held: InHand) -> None:
+        self._in_hand = None
+        held.end()
 
     def _on_reply(self, reply: wire.Reply) -> None:
+        held = self._in_hand
         match reply:
             case wire.Ready(job_names=job_names):
                 self._on_ready(frozenset(job_names))
             case wire.BootFailed():
                 self._boot_failure = reply
                 self._answered.set()
-            case wire.Began() if self._delivered and not self._begun and reply.number == self._order:
-                self._begun = True
-                self._cpu_before = (reply.user_cpu_seconds, reply.system_cpu_seconds)
-                self._course = Course(None, reply.trace_id or None, reply.span_id or None)
-                self._slots.began(self._run_in_hand, self._course)
-            case wire.Succeeded() | wire.Failed() if self._delivered and reply.number == self._order:
-                self._on_result(reply)
+            case wire.Began() if held is not None and held.order == reply.number and not held.begun:
+                held.begun = True
+                held.cpu_before = (reply.user_cpu_seconds, reply.system_cpu_seconds)
+                held.course = Course(None, reply.trace_id or None, reply.span_id or None)
+                self._slots.began(held.run, held.course)
+            case wire.Succeeded() | wire.Failed() if held is not None and held.order == reply.number:
+                self._on_result(held, reply)
             case _:
                 log.warning("slot %d: a reply to order %d, which is not in hand", self.number, reply.number)
 
@@ -317,13 +308,13 @@ class Executor:
             self._boot_failure = wire.BootFailed("JobsDiffer", message, "")
         self._answered.set()
 
-    def _on_result(self, reply: wire.Succeeded | wire.Failed) -> None:
+    def _on_result(self, held: InHand, reply: wire.Succeeded | wire.Failed) -> None:
         child = self._child
         self._deaths_in_a_row = 0
-        self._retiring = self._retiring or reply.retires or self._is_worn_out(child)
+        self._retiring = self._retiring or reply.retires or self._is_worn_out(child, held)
         if child is not None and reply.left:
-            self._tell_left(child, reply.left)
-        self._finish(reply, child)
+            self._tell_left(child, held, reply.left)
+        self._finish(held, reply, child)
         if child is None or child.gone:
             return
         if self._retiring:
@@ -331,21 +322,20 @@ class Executor:
         else:
             self._slots.idle(self)
 
-    def _is_worn_out(self, child: ChildProcess | None) -> bool:
+    def _is_worn_out(self, child: ChildProcess | None, held: InHand) -> bool:
         """Whether a child that has done its run is to be replaced though nothing is wrong with it."""
-        assert self.assignment is not None
-        if self.assignment.terms.fresh_process_per_run or self._runs_begun == self._limits.runs_per_child_max:
+        if held.assignment.terms.fresh_process_per_run or self._runs_begun == self._limits.runs_per_child_max:
             return True
         if self._limits.child_memory_max is None or child is None:
             return False
         process = usage.look(child.pid)
         return process is not None and process.resident_bytes > self._limits.child_memory_max
 
-    def _tell_left(self, child: ChildProcess, left: Sequence[str]) -> None:
+    def _tell_left(self, child: ChildProcess, held: InHand, left: Sequence[str]) -> None:
         """The run is over; what it has started is to be so too, before anybody is told."""
-        run = self._run_in_hand
+        run = held.run
         names = f"run_id={run.id} job_name={run.job_name} attempt={run.attempt}"
-        if PROCESSES in left and (count := usage.end_descendants(child.pid, self._began_boottime)):
+        if PROCESSES in left and (count := usage.end_descendants(child.pid, held.began_boottime)):
             log.warning("processes that a run had left were ended: %s leaked_processes=%d", names, count)
         log.info("child %d is replaced for what its run has left: %s left=%s", child.pid, names, ", ".join(left))
 
@@ -354,140 +344,114 @@ class Executor:
         child.send(wire.Stop())
         asyncio.get_running_loop().call_later(_RETIRE_WITHIN_SECONDS, child.kill)
 
-    def _finish(self, how: wire.Succeeded | wire.Failed | Death, child: ChildProcess | None) -> None:
-        assert self.assignment is not None
-        self._forget_timeout()
+    def _finish(self, held: InHand, how: wire.Succeeded | wire.Failed | Death, child: ChildProcess | None) -> None:
         output, stack = (child.take_output(), child.take_stack()) if child is not None else (Output(), None)
-        used = self._used if isinstance(how, Death) else usage.most(self._used, Usage(*astuple(how.used)))
+        used = held.used if isinstance(how, Death) else usage.most(held.used, Usage(*astuple(how.used)))
         ended = Ended(
-            assignment=self.assignment,
+            assignment=held.assignment,
             how=how,
-            ending=self._ending,
-            evidence=Evidence(output=output, stack=stack, usage=used, reached=self._reached),
-            course=replace(self._course, duration_seconds=anyio.current_time() - self.began_at),
+            ending=held.ending,
+            evidence=Evidence(output=output, stack=stack, usage=used, reached=held.reached),
+            course=replace(held.course, duration_seconds=anyio.current_time() - held.began_at),
             pid=self.pid,
         )
-        self.assignment, self._delivered, self._ending = None, False, None
-        self._ended.set()
+        self._let_go(held)
         self._slots.ended(ended)
         if isinstance(how, Death) and ended.ending is None:
             self._deaths_in_a_row = 0  # it was able to start and to begin
-
-    def _forget_timeout(self) -> None:
-        if self._timeout is not None:
-            self._timeout.cancel()
-            self._timeout = None
 
     # --- ending a run
 
     def end_run(self, ending: Ending) -> None:
         """End the run in hand: ask it to leave, then make it. A lost lease is not a thing to ask about."""
-        if self.assignment is None:
+        held = self._in_hand
+        if held is None:
             return
-        first = self._ending is None
+        first = held.ending is None
         if first or ending is Ending.LEASE_LOST:
-            self._ending = ending
-        if self._child is None or not self._delivered:
+            held.ending = ending
+        if self._child is None or not held.delivered:
             self._give_back()
         elif ending is Ending.LEASE_LOST:
-            self._kill(self._child)
+            self._kill(self._child, held)
         elif first and self._tasks is not None:
-            self._tasks.start_soon(self._escalate, self._child, self._ended)
+            self._tasks.start_soon(self._escalate, self._child, held)
 
     def kill_run(self, ending: Ending) -> None:
         """End the run in hand without asking."""
-        if self.assignment is None:
+        held = self._in_hand
+        if held is None:
             return
-        self._ending = self._ending or ending
-        if self._child is None or not self._delivered:
+        held.ending = held.ending or ending
+        if self._child is None or not held.delivered:
             self._give_back()
         else:
-            self._kill(self._child)
+            self._kill(self._child, held)
 
     def end_exceeding(self, ending: Ending, reached: float) -> None:
         """End the run in hand, which uses more than it may. Memory is not a thing to wait for."""
-        if self._ending is None:
-            self._reached = reached
+        held = self._in_hand
+        if held is None:
+            return
+        if held.ending is None:
+            held.reached = reached
         if ending is not Ending.MEMORY_LIMIT:
             self.end_run(ending)
-        elif self._child is not None and self._tasks is not None and self._ending is not Ending.MEMORY_LIMIT:
-            self._ending = self._ending or ending
+        elif self._child is not None and self._tasks is not None and held.ending is not Ending.MEMORY_LIMIT:
+            held.ending = held.ending or ending
             self._retiring = True
-            self._tasks.start_soon(self._kill_with_stack, self._child, self._ended)
+            self._tasks.start_soon(self._kill_with_stack, self._child, held)
 
-    async def _kill_with_stack(self, child: ChildProcess, ended: anyio.Event) -> None:
+    async def _kill_with_stack(self, child: ChildProcess, held: InHand) -> None:
         child.signal_self(STACK_SIGNAL)
-        if not await _set_within(ended, _STACK_DUMP_WITHIN_SECONDS):
-            self._kill(child)
+        if not await held.ends_within(_STACK_DUMP_WITHIN_SECONDS):
+            self._kill(child, held)
 
-    async def _escalate(self, child: ChildProcess, ended: anyio.Event) -> None:
-        child.send(wire.Cancel(self._order))
-        if await _set_within(ended, self._limits.cancel_grace_seconds):
+    async def _escalate(self, child: ChildProcess, held: InHand) -> None:
+        if held.order is not None:
+            child.send(wire.Cancel(held.order))
+        if await held.ends_within(self._limits.cancel_grace_seconds):
             return
         child.signal_self(STACK_SIGNAL)  # where it was stuck, for whoever reads the error
-        if await _set_within(ended, _STACK_DUMP_WITHIN_SECONDS):
+        if await held.ends_within(_STACK_DUMP_WITHIN_SECONDS):
             return
         self._retiring = True  # whatever it still replies, it is dying
         child.signal_group(signal.SIGTERM)
-        if not await _set_within(ended, self._limits.terminate_grace_seconds):
-            self._kill(child)
+        if not await held.ends_within(self._limits.terminate_grace_seconds):
+            self._kill(child, held)
 
-    def _kill(self, child: ChildProcess) -> None:
+    def _kill(self, child: ChildProcess, held: InHand) -> None:
         child.kill()
         if self._tasks is not None:
-            self._tasks.start_soon(self._abandon_unless_dead, child, self._ended)
+            self._tasks.start_soon(self._abandon_unless_dead, child, held)
 
-    async def _abandon_unless_dead(self, child: ChildProcess, ended: anyio.Event) -> None:
+    async def _abandon_unless_dead(self, child: ChildProcess, held: InHand) -> None:
         """A process that waits in the kernel cannot be killed, and will not execute anything either.
 
         Its run is for others, once its lease has expired. The slot is lost until the kernel lets go of the process.
         """
-        if await _set_within(ended, _KILLED_WITHIN_SECONDS) or self._child is not child:
+        if await held.ends_within(_KILLED_WITHIN_SECONDS) or self._child is not child:
             return
-        run, self.assignment, self._delivered, self._ending = self._run_in_hand, None, False, None
         self._retiring = True
-        self._forget_timeout()
-        self._ended.set()
+        self._let_go(held)
         why = f"child {child.pid} of slot {self.number} cannot be killed: it waits in the kernel for what does not come"
-        self._slots.abandoned(run, why)
+        self._slots.abandoned(held.run, why)
 
     # --- looking at a run
 
     def measure(self) -> usage.Sample | None:
         """What the run in hand uses now; remembered, should its child die. None if none has begun."""
-        if self._child is None or not self._delivered or not self._begun:
+        held = self._in_hand
+        if self._child is None or held is None or not held.begun:
             return None
-        sample = usage.sample(self._child.pid, self._began_boottime, self._cpu_before)
+        sample = usage.sample(self._child.pid, held.began_boottime, held.cpu_before)
         if sample is not None:
-            self._used = usage.most(self._used, sample.usage)
+            held.used = usage.most(held.used, sample.usage)
         return sample
 
     async def stacks(self) -> str | None:
-        """The Python stacks of the run in hand, taken twice, in words; None if none has begun."""
-        child, ended = self._child, self._ended
-        if child is None or not self._delivered or not self._begun:
+        """The Python stacks of the run in hand, taken twice, in words; None if none has begun, or it ends meanwhile."""
+        held = self._in_hand
+        if self._child is None or held is None or not held.begun:
             return None
-        first = await _stack(child, ended)
-        await _set_within(ended, _STACKS_APART_SECONDS)
-        second = await _stack(child, ended)
-        if ended.is_set():
-            return None
-        process = usage.look(child.pid)
-        return dump.told(first, second, process.state if process is not None else "", _STACKS_APART_SECONDS)
-
-
-async def _stack(child: ChildProcess, ended: anyio.Event) -> str:
-    """Empty if it does not answer."""
-    child.signal_self(STACK_SIGNAL)
-    deadline, told = anyio.current_time() + _STACK_TOLD_WITHIN_SECONDS, ""
-    while not told and anyio.current_time() < deadline and not await _set_within(ended, _LOOK_FOR_STACK_SECONDS):
-        told = child.take_stack() or ""
-    if told and not await _set_within(ended, _LOOK_FOR_STACK_SECONDS):  # it may not have been all
-        told += child.take_stack() or ""
-    return told
-
-
-async def _set_within(event: anyio.Event, seconds: float) -> bool:
-    with anyio.move_on_after(seconds):
-        await event.wait()
-    return event.is_set()
+        return await dump.look_twice(self._child, held)

@@ -21,10 +21,12 @@ from durablestack.runs import Failed, Outcome, Released, Run
 
 from . import verdict, wire
 from .bus import NOT_BEGUN, Course, Emit
-from .executor import Assignment, Ended, Executor, Limits
+from .executor import Ended, Executor, Limits
+from .in_hand import Assignment
 from .leases import LeaseTable
-from .process import ChildProcess, Death, Starter
+from .process import ChildProcess, Death
 from .restarts import Restarts
+from .starter import Starter
 from .terms import Terms
 from .verdict import Ending, RetryAfter
 from .watch import Watch
@@ -206,14 +208,7 @@ class Pool:
         for executor in self.executors:
             executor.kill_run(ending)
 
-    # --- looking at runs
-
-    async def stacks(self, run_id: UUID) -> str | None:
-        """Where the code of a run is, twice within a moment, in words; None if it is not executing here."""
-        for executor in self.busy:
-            if executor.assignment is not None and executor.assignment.run.id == run_id:
-                return await executor.stacks()
-        return None
+    # --- all of them
 
     async def leave(self) -> None:
         """Let all children leave in good order, as long as they need."""

@@ -1,4 +1,4 @@
-"""Loaded into the fork server only, before the application: readies it to be the template of all children."""
+"""Loaded into the fork server only, after the application: readies it to be the template of all children."""
 
 import ctypes
 import errno

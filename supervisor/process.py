@@ -9,161 +9,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import multiprocessing
 import os
 import signal
 import socket
 import threading
 from collections.abc import Callable
-from functools import partial
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 
 import anyio
-from anyio import CapacityLimiter, to_thread
 from msgspec import Struct
 
-from durablestack.options import StartMethod
 from durablestack.runs import Output
 
-from . import child, guard, usage, wire
-from .application import ChildSettings
+from . import child, guard, wire
 from .capture import Capture
-from .guarding import Guard
-from .incarnation import marked_environment
-from .oom import OomKills
+from .starter import Process, Starter
 
 log = logging.getLogger(__name__)
 
-Context = SpawnContext | ForkServerContext
-
 _RECEIVE_BYTES = 65536
 _STACK_BYTES_MAX = 32_768
-_EXIT_CODE_WITHIN_SECONDS = 2.0
 _KILLED_WITHIN_SECONDS = 5.0
-_FORK_SERVER_LOST = 255
-"""What multiprocessing gives for an exit code when the fork server, which would know it, is gone."""
 _PIPE_CLOSED_GRACE_SECONDS = 1.0
-_DESCRIPTORS_OF_A_START = 8
-
-
-class Starter:
-    """How children are started. Never by fork from here: the supervisor has threads and an event loop."""
-
-    def __init__(
-        self,
-        start_method: StartMethod,
-        targets: tuple[str, ...],
-        settings: ChildSettings = ChildSettings(),  # noqa: B008, since it is frozen
-        preload: tuple[str, ...] = (),
-    ) -> None:
-        self.context: Context
-        if start_method is StartMethod.SPAWN:
-            self.context = multiprocessing.get_context("spawn")
-        else:
-            self.context = multiprocessing.get_context("forkserver")
-        self.targets = targets
-        self.settings = settings
-        self.guard = Guard()
-        self.oom_kills = OomKills()
-        self._lane = CapacityLimiter(1)
-        self._calls = 0  # under way in threads; written there, under the lock
-        if isinstance(self.context, ForkServerContext):
-            # the application is loaded once, in the fork server; a crashed child is back in milliseconds
-            # a program's own module is for the children to import, which multiprocessing does with more care
-            modules = [name for target in targets if (name := target.partition(":")[0]) != "__main__"]
-            self.context.set_forkserver_preload(
-                ["durablestack.supervisor.child", *preload, *modules, "durablestack.supervisor.preload"]
-            )
-
-    async def call(self, call: Callable[[], object]) -> None:
-        """Call multiprocessing: one call at a time, since whenever it starts a process it reads exit codes of others.
-
-        With the fork server in a thread, for its answer waits until the application is loaded. With spawn right
-        here, for the kernel ties a child's parent-death signal to the life of the thread that started it.
-        """
-        if isinstance(self.context, ForkServerContext):
-            await to_thread.run_sync(self._one_at_a_time, call, limiter=self._lane, abandon_on_cancel=True)
-        else:
-            self._one_at_a_time(call)
-
-    def _one_at_a_time(self, call: Callable[[], object]) -> None:
-        self._calls += 1
-        try:
-            with _multiprocessing_lock:
-                call()
-        finally:
-            self._calls -= 1
-
-    def unstick(self) -> None:
-        """If the fork server does not answer, end it: whoever waits for it is freed, and the next call has a new one.
-
-        Its children end with it.
-        """
-        if self._calls:
-            end_fork_server()
-
-
-_multiprocessing_lock = threading.Lock()
-
-
-def _start_marked(process: SpawnProcess | ForkServerProcess) -> None:
-    """The fork server, too, is started by the first child that needs one."""
-    with marked_environment():
-        _prove_room_for_descriptors()
-        process.start()
-
-
-def _join(process: SpawnProcess | ForkServerProcess) -> None:
-    process.join(_EXIT_CODE_WITHIN_SECONDS)
-    _end_adopted()
-
-
-def _prove_room_for_descriptors() -> None:
-    """Raise OSError if a start would run out of them: half-way, it would end the fork server, and all children."""
-    probes: list[int] = []
-    try:
-        for _ in range(_DESCRIPTORS_OF_A_START):
-            probes.append(os.open(os.devnull, os.O_RDONLY))
-    finally:
-        for fd in probes:
-            os.close(fd)
-
-
-def end_fork_server() -> None:
-    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
-    if pid is None:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # it is dead, and waited for if that can be done
-        forkserver._forkserver._stop()  # type: ignore[attr-defined]
-
-
-def _end_adopted() -> None:
-    """End what children had sent off on their own, and the fork server took over when they died.
-
-    Called while nothing is being started. What others start by the same fork server has the session of that, or is
-    known here as a process of theirs.
-    """
-    server = getattr(forkserver._forkserver, "_forkserver_pid", None)
-    if server is None:
-        return
-    for pid in {*usage.children(server)} - _known_processes():
-        with contextlib.suppress(OSError):  # it has ended
-            if os.getsid(pid) != os.getsid(server):
-                pidfd = os.pidfd_open(pid)
-                guard.end([guard.Child(pid, pidfd)])
-                os.close(pidfd)
-
-
-def _known_processes() -> set[int]:
-    known = set()
-    for process in list(multiprocessing.process._children):  # type: ignore[attr-defined]
-        with contextlib.suppress(ValueError):  # it has just been closed
-            known.add(process.pid or 0)
-    return known
 
 
 class Death(Struct, frozen=True):
@@ -197,7 +64,8 @@ class Death(Struct, frozen=True):
 
 
 class ChildProcess:
-    """Started by `start`, and gone after `end`. `kill` and `signal` may be called from any thread, at any time."""
+    """Started by `start`, and gone after `end`. `send`, `trust_until`, `kill` and the ways to signal it may be called
+    from any thread, at any time."""
 
     def __init__(self, starter: Starter, *, output_bytes_max: int, name: str) -> None:
         self.on_reply: Callable[[wire.Reply], None] = lambda reply: None
@@ -216,7 +84,7 @@ class ChildProcess:
         self._signal_lock = threading.Lock()
         self._alive = False  # written under the lock by start and end, read under it by whoever signals
         self._killed = False  # by us; written under the lock
-        self._process: SpawnProcess | ForkServerProcess | None = None
+        self._process: Process | None = None
         self._pidfd: int | None = None
 
     # --- begin
@@ -233,7 +101,7 @@ class ChildProcess:
             name=self._name,
         )
         try:
-            await self._starter.call(partial(_start_marked, process))
+            await self._starter.start(process)
         except BaseException:
             for end in (ours, stdout, stderr, stacks):
                 end.close()
@@ -246,7 +114,7 @@ class ChildProcess:
 
     def _begin(
         self,
-        process: SpawnProcess | ForkServerProcess,
+        process: Process,
         control: socket.socket,
         stdout: Connection,
         stderr: Connection,
@@ -366,7 +234,7 @@ class ChildProcess:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)  # the group alone: the number of the child itself is free again
             self._drain_control()
-            exit_code = await self._exit_code()
+            exit_code = await self._starter.exit_code(self._process)
         with self._signal_lock:
             self._alive = False
         if exit_code == child.EXIT_ORPHANED and self._fault is None:
@@ -384,16 +252,6 @@ class ChildProcess:
             while received := self._control.recv(_RECEIVE_BYTES):
                 for body in self._frames.feed(received):
                     self.on_reply(wire.decode_reply(body))
-
-    async def _exit_code(self) -> int | None:
-        process = self._process
-        assert process is not None
-        with anyio.move_on_after(_EXIT_CODE_WITHIN_SECONDS):
-            await self._starter.call(partial(_join, process))
-            if process.exitcode == _FORK_SERVER_LOST and isinstance(self._starter.context, ForkServerContext):
-                return None
-            return process.exitcode
-        return None
 
     async def end(self) -> None:
         """Kill the child if it lives, wait until it is gone, and let go of all that belonged to it."""

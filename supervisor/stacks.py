@@ -9,9 +9,11 @@ from uuid import UUID
 import anyio
 
 from durablestack.errors import StoreError
+from durablestack.runs import Run
 from durablestack.stores.contract import Store
 
 from .door import ask_store
+from .executor import Executor
 from .pool import Pool
 
 log = logging.getLogger(__name__)
@@ -44,14 +46,16 @@ class Stacks:
 
     async def _take(self, run_id: UUID) -> None:
         try:
-            lease = next(
-                (e.assignment.run.lease for e in self._pool.busy if e.assignment and e.assignment.run.id == run_id),
-                None,
-            )
-            text = await self._pool.stacks(run_id)
-            if lease is not None and text is not None:
-                await ask_store(self._store.write_stack, lease, text)
+            for executor in self._pool.busy:
+                if executor.assignment is not None and executor.assignment.run.id == run_id:
+                    await self._answer(executor, executor.assignment.run)
+                    return
         except StoreError as error:  # it will be asked for again
             log.warning("could not write down the stack of run %s: %s", run_id, error)
         finally:
             self._taking.discard(run_id)
+
+    async def _answer(self, executor: Executor, run: Run) -> None:
+        text = await executor.stacks()
+        if text is not None:
+            await ask_store(self._store.write_stack, run.lease, text)

@@ -4,7 +4,8 @@ Shutdown order is indentation. What is nested deeper stops earlier:
 
     records     heartbeat, completer      stop last, when nothing is left to keep or to write
       work      the executors             stop once they are drained, or made to
-        intake  claimer, scheduler        stop first; so do the sweeper and the backlog watch, which need nobody
+        intake  claimer, scheduler        stop first; so do those that nobody waits for: residents, stacks, sweeper,
+                                          backlog watch
 
 Around these: the guard, which is there before the first child, and after the last.
 Around all of it: the endpoint, which answers from the start to the end, and the bus, which tells of the end too.
@@ -47,12 +48,12 @@ from .incarnation import this_worker
 from .leases import LeaseTable
 from .monitoring import answers
 from .pool import Pool
-from .process import Starter
 from .residents import Residents
 from .restarts import Restarts
 from .retries import Retries
 from .scheduler import Scheduler
 from .stacks import Stacks
+from .starter import Starter
 from .sweeper import Sweeper
 from .tally import RunTally
 from .telemetry import TelemetrySink
@@ -61,8 +62,8 @@ from .terms import terms_of
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 2
-"""For the claimer and the completer. The heartbeat has one of its own; scheduler, sweeper and backlog watch share one;
-children have none."""
+"""For the claimer and the completer. The heartbeat has one of its own; scheduler, residents, stacks, sweeper and
+backlog watch share one; children have none."""
 
 _LAST_WRITES_WITHIN_SECONDS = 5.0
 _LAST_EVENTS_WITHIN_SECONDS = 3.0
@@ -105,39 +106,22 @@ class Supervisor:
             emit=self.bus.emit,
             secrets=options.secrets(),
         )
-        self._starter = Starter(
-            options.start_method,
-            stack.child_targets,
-            ChildSettings(options.job_activation, options.trace_relation, options.worker_name),
-            preload=("durablestack.jobs.container",) if stack.services else (),
-        )
+        self._starter = self._new_starter()
         self.guard = self._starter.guard = Guard(options.guard)
         self.pool = self._new_pool()
         self.drain = Drain(self.pool, options)
         self.claimer = self._new_claimer()
         self.pool.on_room = self.claimer.wake
-        self.scheduler = Scheduler(
-            self._upkeep_store,
-            stack.jobs,
-            options.recurring,
-            application=stack.application_name,
-            poll_interval_seconds=options.poll_interval_seconds,
-            on_enqueued=self.claimer.wake,
-        )
+        self.scheduler = self._new_scheduler()
+        self.completer.on_recorded = self.scheduler.run_ended
+        self.completer.on_retry = self.claimer.wake_after
         self.residents = Residents(
             self._upkeep_store,
             self.worker,
             look_every_seconds=options.poll_interval_seconds,
             on_freed=self.claimer.look_for_expired,
         )
-        self.completer.on_recorded = self.scheduler.run_ended
-        self.completer.on_retry = self.claimer.wake_after
-        self.sweeper = Sweeper(
-            self._upkeep_store,
-            run_retention=timedelta(seconds=options.run_retention_seconds),
-            sweep_interval_seconds=options.retention.sweep_interval_seconds,
-            delete_batch_size=options.retention.delete_batch_size,
-        )
+        self.sweeper = self._new_sweeper()
         self.heartbeat = Heartbeat(
             self._heartbeat_store,
             self.leases,
@@ -154,6 +138,15 @@ class Supervisor:
             Endpoint(options.monitoring.host, options.monitoring.port, answers(self))
             if options.monitoring.port is not None
             else None
+        )
+
+    def _new_starter(self) -> Starter:
+        stack, options = self.stack, self.stack.options
+        return Starter(
+            options.start_method,
+            stack.child_targets,
+            ChildSettings(options.job_activation, options.trace_relation, options.worker_name),
+            preload=("durablestack.jobs.container",) if stack.services else (),
         )
 
     def _new_pool(self) -> Pool:
@@ -187,6 +180,26 @@ class Supervisor:
             poll_jitter_ratio=options.poll_jitter_ratio if options.poll_jitter_enabled else 0.0,
             guarded=self.guard.up,
             emit=self.bus.emit,
+        )
+
+    def _new_scheduler(self) -> Scheduler:
+        options = self.stack.options
+        return Scheduler(
+            self._upkeep_store,
+            self.stack.jobs,
+            options.recurring,
+            application=self.stack.application_name,
+            poll_interval_seconds=options.poll_interval_seconds,
+            on_enqueued=self.claimer.wake,
+        )
+
+    def _new_sweeper(self) -> Sweeper:
+        options = self.stack.options
+        return Sweeper(
+            self._upkeep_store,
+            run_retention=timedelta(seconds=options.run_retention_seconds),
+            sweep_interval_seconds=options.retention.sweep_interval_seconds,
+            delete_batch_size=options.retention.delete_batch_size,
         )
 
     @property

@@ -1,7 +1,7 @@
 """What an ended attempt means: from what the child said, or how it died, and what we wanted, to what is recorded.
 
-Pure functions. An attempt that did its work has succeeded, whatever was wanted of it meanwhile; what a job does
-after it noticed that it should end is giving up, and counts as what was wanted.
+Pure functions. An attempt that did its work has succeeded, whatever was wanted of it meanwhile, unless its lease is
+lost; what a job does after it noticed that it should end is giving up, and counts as what was wanted.
 """
 
 from __future__ import annotations
@@ -41,16 +41,6 @@ class Ending(StrEnum):
     LEASE_LOST = "lease_lost"
     MEMORY_LIMIT = "memory_limit"
     CPU_LIMIT = "cpu_limit"
-
-
-_ENDED_BY = {
-    Ending.CANCELLED: EndedBy.CANCEL,
-    Ending.TIMED_OUT: EndedBy.TIMEOUT,
-    Ending.STOPPING: EndedBy.STOP,
-    Ending.LEASE_LOST: EndedBy.LEASE_LOST,
-    Ending.MEMORY_LIMIT: EndedBy.MEMORY_LIMIT,
-    Ending.CPU_LIMIT: EndedBy.CPU_LIMIT,
-}
 
 
 class Evidence(Struct, frozen=True, kw_only=True):
@@ -138,7 +128,7 @@ def _ended(ending: Ending, how: wire.Succeeded | wire.Failed | Death, evidence: 
             detail = how.error_detail
         case Death():
             detail, death = _last_words(evidence), how
-    error_type, message = _why_ended(ending, evidence.reached or 0, terms)
+    error_type, message, ended_by = _why_ended(ending, evidence.reached or 0, terms)
     by = f", ended by {death.signal_name}" if death.signal_name else ""
     return Failure(
         error_type=error_type,
@@ -146,22 +136,23 @@ def _ended(ending: Ending, how: wire.Succeeded | wire.Failed | Death, evidence: 
         error_detail=detail,
         signal=death.signal_name,
         exit_code=death.code,
-        ended_by=_ENDED_BY[ending],
+        ended_by=ended_by,
         usage=evidence.usage,
     )
 
 
-def _why_ended(ending: Ending, reached: float, terms: Terms) -> tuple[str, str]:
+def _why_ended(ending: Ending, reached: float, terms: Terms) -> tuple[str, str, EndedBy]:
     match ending:
         case Ending.MEMORY_LIMIT:
             limit = (terms.memory_limit or 0) / _MEBIBYTE
             used = f"{reached / _MEBIBYTE:.1f} MiB of memory, more than its limit of {limit:.1f} MiB"
-            return "MemoryLimitExceeded", f"the attempt used {used}"
+            return "MemoryLimitExceeded", f"the attempt used {used}", EndedBy.MEMORY_LIMIT
         case Ending.CPU_LIMIT:
             used = f"{reached:.1f} s of CPU time, more than its limit of {terms.cpu_seconds or 0:g} s"
-            return "CpuLimitExceeded", f"the attempt used {used}"
+            return "CpuLimitExceeded", f"the attempt used {used}", EndedBy.CPU_LIMIT
         case _:
-            return "RunTimeout", f"the attempt ran longer than its timeout of {terms.timeout_seconds or 0:g} s"
+            message = f"the attempt ran longer than its timeout of {terms.timeout_seconds or 0:g} s"
+            return "RunTimeout", message, EndedBy.TIMEOUT
 
 
 def _crashed(death: Death, evidence: Evidence) -> Failure:

@@ -1,15 +1,15 @@
 """What the supervisor and its children say to each other.
 
     supervisor                                         child
-        |                    BootFailed(error...)        |   the application cannot be loaded
+        | <------------------- BootFailed(error, ...) -  |   the application cannot be loaded; or else
         | <-------------------------- Ready(jobs) -----  |
-        | -- Execute(number, run_id, job_name, ...) -->  |
-        | -- Cancel(number) ------------------------->   |   please leave; force follows
         | -- Trust(until) --------------------------->   |   where there is no guard: end yourself by then
-        | <------------------------- Began(number) ----  |
-        | <------------------- Succeeded(number, ...) -  |
+        | -- Execute(number, run_id, job_name, ...) -->  |
+        | <-------------------- Began(number, ...) ----  |   from here on the attempt counts
+        | -- Cancel(number) ------------------------->   |   please leave; force follows
+        | <------------------- Succeeded(number, ...) -  |   one of the two
         | <---------------------- Failed(number, ...) -  |
-        | -- Stop() --------------------------------->   |
+        | -- Stop() --------------------------------->   |   once the run in hand has ended
 
 A message is a frame: length and CRC-32 of the body, then the body, a tagged msgspec struct. Orders are numbered
 per child, so that a reply can be told from one to an earlier order. Frames are capped at both ends: a length that

@@ -188,7 +188,7 @@ def import_what_may_be_deadly() -> None:
 
 def control_pipe() -> child._ControlPipe:
     """The end of the pipe to the supervisor that a job has no business with."""
-    return next(found for found in gc.get_objects() if isinstance(found, child._ControlPipe))
+    return next(found for found in gc.get_objects() if type(found) is child._ControlPipe)
 
 
 class Cut(Struct):

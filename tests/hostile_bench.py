@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 
@@ -209,7 +209,6 @@ __all__ = [
     "BenchOn",
     "HostileBench",
     "Told",
-    "UUID",
     "bench_on",
     "crashed_of",
     "left_with",

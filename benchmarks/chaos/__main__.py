@@ -18,7 +18,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "tests"))
 from benchmarks.chaos.report import show_report, show_summary
-from benchmarks.chaos.round import CLIENTS, Report, chaos_round, plain
+from benchmarks.chaos.round import CLIENTS, Report, Weather, chaos_round, plain
 from benchmarks.chaos.schedule import NOT_INJECTED, Fault, Store, draw_schedule
 
 
@@ -66,12 +66,7 @@ def main(
             _show_schedule(console, schedule)
             continue
         report = chaos_round(
-            number,
-            seconds,
-            kind,
-            schedule,
-            supervisors=supervisors,
-            rate=rate,
+            Weather(seed=number, seconds=seconds, store=kind, schedule=schedule, supervisors=supervisors, rate=rate),
             keep=keep,
             told=(lambda at, what: console.print(f"  {at:6.2f}  {what}")) if verbose else (lambda at, what: None),
         )

@@ -14,8 +14,8 @@ import psycopg
 import pymysql
 from msgspec import Struct
 
-from benchmarks.chaos.database import Absent
-from benchmarks.chaos.scene import Scene, Seat, stopped
+from benchmarks.chaos.database import Absent, Database
+from benchmarks.chaos.scene import Client, Scene, Seat, stopped
 from benchmarks.chaos.schedule import Fault, Kind
 from benchmarks.chaos_jobs import boottime
 from benchmarks.history import Disturbance
@@ -143,28 +143,32 @@ def _kill(pid: int) -> None:
 # --- processes
 
 
+@contextmanager
+def _left_empty(place: Seat | Client) -> Iterator[None]:
+    """Nobody is started there while the block lasts."""
+    place.wanted = False
+    try:
+        yield
+    finally:
+        place.wanted = True
+
+
 @_block(Kind.KILL_SUPERVISOR)
 def _kill_supervisor(scene: Scene, fault: Fault) -> Iterator[Struck]:
     seat = _seat(scene, fault)
     _running(seat.pid)
-    seat.wanted = False
-    seat.kill()
-    try:
+    with _left_empty(seat):
+        seat.kill()
         yield Struck()
-    finally:
-        seat.wanted = True
 
 
 @_block(Kind.STOP_SUPERVISOR)
 def _stop_supervisor(scene: Scene, fault: Fault) -> Iterator[Struck]:
     seat = _seat(scene, fault)
     _running(seat.pid)
-    seat.wanted = False
-    seat.ask_to_stop()
-    try:
+    with _left_empty(seat):
+        seat.ask_to_stop()
         yield Struck()
-    finally:
-        seat.wanted = True
 
 
 @_block(Kind.FREEZE_SUPERVISOR)
@@ -189,13 +193,10 @@ def _freeze_guard(scene: Scene, fault: Fault) -> Iterator[Struck]:
 def _kill_both(scene: Scene, fault: Fault) -> Iterator[Struck]:
     seat = _seat(scene, fault)
     guard = _one_of(seat.guards(), fault, "guard")
-    seat.wanted = False
-    _kill(guard)
-    seat.kill()
-    try:
+    with _left_empty(seat):
+        _kill(guard)
+        seat.kill()
         yield Struck()
-    finally:
-        seat.wanted = True
 
 
 @_block(Kind.FREEZE_BOTH)
@@ -236,33 +237,12 @@ def _freeze_fork_server(scene: Scene, fault: Fault) -> Iterator[Struck]:
 @_block(Kind.KILL_CLIENT)
 def _kill_client(scene: Scene, fault: Fault) -> Iterator[Struck]:
     client = scene.clients[fault.number]
-    client.wanted = False
-    client.kill()
-    try:
+    with _left_empty(client):
+        client.kill()
         yield Struck()
-    finally:
-        client.wanted = True
 
 
 # --- the database
-
-
-@_block(Kind.RESTART_DATABASE)
-def _restart_database(scene: Scene, fault: Fault) -> Iterator[Struck]:
-    with scene.database.down(crash=False):
-        yield Struck()
-
-
-@_block(Kind.CRASH_DATABASE)
-def _crash_database(scene: Scene, fault: Fault) -> Iterator[Struck]:
-    with scene.database.down(crash=True):
-        yield Struck()
-
-
-@_block(Kind.FREEZE_DATABASE)
-def _freeze_database(scene: Scene, fault: Fault) -> Iterator[Struck]:
-    with scene.database.frozen():
-        yield Struck()
 
 
 @_block(Kind.END_CONNECTIONS)
@@ -271,22 +251,23 @@ def _end_connections(scene: Scene, fault: Fault) -> Iterator[Struck]:
     yield Struck()
 
 
-@_block(Kind.READ_ONLY)
-def _read_only(scene: Scene, fault: Fault) -> Iterator[Struck]:
-    with scene.database.read_only():
+@contextmanager
+def _on_database(
+    scene: Scene, fault: Fault, strike: Callable[[Database], AbstractContextManager[None]]
+) -> Iterator[Struck]:
+    with strike(scene.database):
         yield Struck()
 
 
-@_block(Kind.LOCK_RUNS)
-def _lock_runs(scene: Scene, fault: Fault) -> Iterator[Struck]:
-    with scene.database.runs_locked():
-        yield Struck()
-
-
-@_block(Kind.FULL_DISK)
-def _full_disk(scene: Scene, fault: Fault) -> Iterator[Struck]:
-    with scene.database.disk_full():
-        yield Struck()
+_STRIKES: dict[Kind, Callable[[Database], AbstractContextManager[None]]] = {
+    Kind.RESTART_DATABASE: lambda database: database.down(crash=False),
+    Kind.CRASH_DATABASE: lambda database: database.down(crash=True),
+    Kind.FREEZE_DATABASE: lambda database: database.frozen(),
+    Kind.READ_ONLY: lambda database: database.read_only(),
+    Kind.LOCK_RUNS: lambda database: database.runs_locked(),
+    Kind.FULL_DISK: lambda database: database.disk_full(),
+}
+_BLOCKS |= {kind: partial(_on_database, strike=strike) for kind, strike in _STRIKES.items()}
 
 
 # --- lines

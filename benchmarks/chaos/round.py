@@ -37,6 +37,17 @@ WARM_UP_WITHIN_SECONDS = 60.0
 LEFT_BEHIND_SECONDS = 5.0
 
 
+class Weather(Struct, frozen=True, kw_only=True):
+    """What one chaos run is to be like. `rate`: enqueues per second, of all clients."""
+
+    seed: int
+    seconds: float
+    store: Store
+    schedule: Sequence[Fault]
+    supervisors: int
+    rate: float
+
+
 class Report(Struct, frozen=True, kw_only=True):
     """What a chaos run has shown. `kept` is where its files are, if they were kept."""
 
@@ -54,23 +65,11 @@ class Report(Struct, frozen=True, kw_only=True):
         return not self.verdict.violations
 
 
-def chaos_round(
-    seed: int,
-    seconds: float,
-    store: Store,
-    schedule: Sequence[Fault],
-    *,
-    supervisors: int,
-    rate: float,
-    keep: Path | None,
-    told: Callable[[float, str], None] = lambda at, what: None,
-) -> Report:
+def chaos_round(weather: Weather, *, keep: Path | None, told: Callable[[float, str], None]) -> Report:
     """Everything it leaves behind is removed, unless it is to be kept or a rule was broken."""
-    folder = Path(tempfile.mkdtemp(prefix=f"chaos-{seed}-", dir=keep))
+    folder = Path(tempfile.mkdtemp(prefix=f"chaos-{weather.seed}-", dir=keep))
     folder.chmod(0o755)
-    history, nemesis, healed_seconds = _played(
-        folder, seed, seconds, store, schedule, supervisors=supervisors, rate=rate, told=told
-    )
+    history, nemesis, healed_seconds = _played(folder, weather, told)
     verdict = judge(history)
     kept = keep is not None or bool(verdict.violations)
     if kept:
@@ -79,9 +78,9 @@ def chaos_round(
     else:
         shutil.rmtree(folder, ignore_errors=True)
     return Report(
-        seed=seed,
-        store=store,
-        seconds=seconds,
+        seed=weather.seed,
+        store=weather.store,
+        seconds=weather.seconds,
         struck=dict(Counter(each.kind for each in nemesis.disturbances)),
         skipped=dict(Counter(nemesis.skipped)),
         healed_seconds=healed_seconds,
@@ -90,25 +89,22 @@ def chaos_round(
     )
 
 
-def _played(
-    folder: Path,
-    seed: int,
-    seconds: float,
-    store: Store,
-    schedule: Sequence[Fault],
-    *,
-    supervisors: int,
-    rate: float,
-    told: Callable[[float, str], None],
-) -> tuple[History, Nemesis, float]:
-    database = _open_database(store, folder)
+def _played(folder: Path, weather: Weather, told: Callable[[float, str], None]) -> tuple[History, Nemesis, float]:
+    database = _open_database(weather.store, folder)
     try:
-        scene = Scene(folder, database, seed=seed, supervisors=supervisors, clients=CLIENTS, rate=rate)
+        scene = Scene(
+            folder,
+            database,
+            seed=weather.seed,
+            supervisors=weather.supervisors,
+            clients=CLIENTS,
+            rate=weather.rate,
+        )
         try:
             scene.open()
             nemesis = Nemesis(scene)
             _warm_up(scene)
-            _torment(scene, nemesis, schedule, seconds, told)
+            _torment(scene, nemesis, weather, told)
             healed_seconds = _heal(scene, nemesis, told)
             history = _read(scene, nemesis)
         finally:
@@ -137,12 +133,10 @@ def _warm_up(scene: Scene) -> None:
         time.sleep(TICK_SECONDS)
 
 
-def _torment(
-    scene: Scene, nemesis: Nemesis, schedule: Sequence[Fault], seconds: float, told: Callable[[float, str], None]
-) -> None:
+def _torment(scene: Scene, nemesis: Nemesis, weather: Weather, told: Callable[[float, str], None]) -> None:
     began_at = boottime()
-    to_come = list(schedule)
-    while (now := boottime() - began_at) < seconds:
+    to_come = list(weather.schedule)
+    while (now := boottime() - began_at) < weather.seconds:
         nemesis.let_go()
         while to_come and to_come[0].at <= now:
             fault = to_come.pop(0)

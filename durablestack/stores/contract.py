@@ -265,7 +265,8 @@ class Store(Protocol):
     def expire_leases(self, worker_id: UUID) -> int:
         """Let the leases that a remembered worker has claimed expire now; return how many. It must be dead.
 
-        Those that have expired already are not counted. The next claim that ends expired leases deals with them as with all others.
+        Those that have expired already are not counted. The next claim that ends expired leases deals with them as
+        with all others.
         """
 
     # --- schedules

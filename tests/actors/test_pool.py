@@ -9,11 +9,13 @@ from durablestack.jobs import JobRegistry
 from durablestack.options import CrashedRunPolicy, StartMethod
 from durablestack.runs import Outcome, Released, Run
 from durablestack.supervisor.bus import NOT_BEGUN
-from durablestack.supervisor.executor import Assignment, Ended, Limits
+from durablestack.supervisor.executor import Ended, Limits
+from durablestack.supervisor.in_hand import Assignment
 from durablestack.supervisor.leases import LeaseTable, boottime
 from durablestack.supervisor.pool import Pool
-from durablestack.supervisor.process import Death, Starter
+from durablestack.supervisor.process import Death
 from durablestack.supervisor.restarts import Restarts
+from durablestack.supervisor.starter import Starter
 from durablestack.supervisor.terms import Terms
 from durablestack.supervisor.verdict import Ending, Evidence
 

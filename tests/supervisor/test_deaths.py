@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 import pytest
 
-from durablestack.runs import EndedBy
 from hostile_bench import (
     KILLED,
     SUCCEEDED,
@@ -41,11 +40,11 @@ DEATHS = [*ENDS_THE_PROCESS, *RAISES]
 
 def ends_it_or(told: Told | Mapping[str, Told]) -> dict[str, Told]:
     """What ends the process does so here too; of what is raised, this is told."""
-    others = {how: told for how in RAISES} if isinstance(told, Told) else told
+    others = dict.fromkeys(RAISES, told) if isinstance(told, Told) else told
     return {**ENDS_THE_PROCESS, **others}
 
 
-NOTHING = {how: SUCCEEDED for how in DEATHS}
+NOTHING = dict.fromkeys(DEATHS, SUCCEEDED)
 
 POINTS = {
     "dies-when-its-arguments-are-decoded": ends_it_or(
@@ -55,7 +54,7 @@ POINTS = {
     "dies-when-its-error-is-printed": ends_it_or(
         raised("deadly_jobs.dies_when_its_error_is_printed.<locals>.Deadly"),
     ),
-    "dies-when-it-is-looked-at-what-is-left": ends_it_or({**{how: SUCCEEDED for how in RAISES}}),
+    "dies-when-it-is-looked-at-what-is-left": ends_it_or(SUCCEEDED),
     "dies-when-its-garbage-is-collected": ends_it_or(SUCCEEDED),
     "dies-when-it-returns": ends_it_or(SUCCEEDED),
     "dies-in-an-exit-handler": NOTHING,
