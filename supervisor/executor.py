@@ -236,7 +236,7 @@ class Executor:
             self._begin(child, held)
 
     def _takes_runs(self, child: ChildProcess) -> bool:
-        return not self._retiring and not child.gone
+        return not (self._retiring or child.killed or child.gone)
 
     def _begin_or_idle(self) -> None:
         if self._in_hand is None:
@@ -311,7 +311,8 @@ class Executor:
     def _on_result(self, held: InHand, reply: wire.Succeeded | wire.Failed) -> None:
         child = self._child
         self._deaths_in_a_row = 0
-        self._retiring = self._retiring or reply.retires or self._is_worn_out(child, held)
+        is_dying = child is not None and child.killed
+        self._retiring = self._retiring or is_dying or reply.retires or self._is_worn_out(child, held)
         if child is not None and reply.left:
             self._tell_left(child, held, reply.left)
         self._finish(held, reply, child)

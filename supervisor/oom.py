@@ -23,6 +23,7 @@ class OomKills:
     ) -> None:
         self._counter = counter or find_counter(proc)
         self._clock = clock
+        self._seen = 0
         self._seen = self._explained = self._read()
         self._seen_at = clock()
 
@@ -45,9 +46,9 @@ class OomKills:
     def _read(self) -> int:
         try:
             found = _KILLS.search(self._counter.read_bytes()) if self._counter is not None else None
-        except OSError:
-            return 0
-        return int(found[1]) if found else 0
+        except OSError:  # no descriptor is to be had
+            return self._seen
+        return int(found[1]) if found else self._seen
 
 
 class _Mount(Struct, frozen=True):

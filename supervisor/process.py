@@ -83,7 +83,7 @@ class ChildProcess:
         self._fault: str | None = None
         self._signal_lock = threading.Lock()
         self._alive = False  # written under the lock by start and end, read under it by whoever signals
-        self._killed = False  # by us; written under the lock
+        self.killed = False  # by us; written under the lock
         self._process: Process | None = None
         self._pidfd: int | None = None
 
@@ -184,7 +184,7 @@ class ChildProcess:
             self._at_fault(f"it sent {error}")
 
     def _at_fault(self, reason: str) -> None:
-        if self._alive:
+        if self._alive and not self.gone:  # nor is one at fault that has died, and whose exit code is being asked for
             self._fault = self._fault or reason
             self.kill()
 
@@ -205,7 +205,7 @@ class ChildProcess:
     def kill(self) -> None:
         """End the child now, and with it whatever it is doing and has started, wherever that went."""
         with self._signal_lock:
-            self._killed = True
+            self.killed = True
             if self._alive and self._pidfd is not None:
                 guard.end([guard.Child(self.pid, self._pidfd)])
         self.signal_group(signal.SIGKILL)
@@ -243,7 +243,7 @@ class ChildProcess:
         return Death(exit_code, self._fault, self.killed_by_guard, self._ran_out_of_memory(exit_code))
 
     def _ran_out_of_memory(self, exit_code: int | None) -> bool:
-        by_somebody_else = exit_code == -signal.SIGKILL and not self._killed and not self.killed_by_guard
+        by_somebody_else = exit_code == -signal.SIGKILL and not self.killed and not self.killed_by_guard
         return by_somebody_else and self._starter.oom_kills.explain_one()
 
     def _drain_control(self) -> None:

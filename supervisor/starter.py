@@ -55,6 +55,7 @@ class Starter:
         self.guard = Guard()
         self.oom_kills = OomKills()
         self._lane = CapacityLimiter(1)
+        self._counting = threading.Lock()
         self._calls = 0  # under way; written by the thread of each
         if isinstance(self.context, ForkServerContext):
             # the application is loaded once, in the fork server; a crashed child is back in milliseconds
@@ -89,12 +90,14 @@ class Starter:
             self._one_at_a_time(call)
 
     def _one_at_a_time(self, call: Callable[[], object]) -> None:
-        self._calls += 1
+        with self._counting:
+            self._calls += 1
         try:
             with _multiprocessing_lock:
                 call()
         finally:
-            self._calls -= 1
+            with self._counting:
+                self._calls -= 1
 
     def unstick(self) -> None:
         """If the fork server does not answer, end it: whoever waits for it is freed, and the next call has a new one.

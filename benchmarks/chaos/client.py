@@ -38,6 +38,8 @@ WEIGHTS = {
     "looks-whether-told": 12,
 }
 LONG_RATIO = 0.25
+BACKLOG_MAX = 60
+"""Beyond it a client waits: what heaps up while little works would take longer to do than anyone cares to wait."""
 
 
 class Diary:
@@ -53,9 +55,18 @@ class Diary:
 class ChaosClient:
     def __init__(self, stack: DurableStack, diary: Diary, rng: random.Random) -> None:
         self._client = stack.client
+        self._queries = stack.queries
+        self._job_names = stack.jobs.names
         self._diary = diary
         self._rng = rng
         self._enqueued: list[UUID] = []
+
+    def has_room(self) -> bool:
+        """Whether there is not too much to do already. Who cannot tell goes on: that is when it becomes interesting."""
+        try:
+            return self._queries.count_due(self._job_names, BACKLOG_MAX) < BACKLOG_MAX
+        except StoreError:
+            return True
 
     def step(self) -> None:
         if self._enqueued and self._rng.random() < CANCEL_RATIO:
@@ -110,7 +121,8 @@ def main() -> None:
     with DurableStack("benchmarks.chaos_jobs", options=DurableStackOptions.from_environment()) as stack:
         client = ChaosClient(stack, Diary(os.environ["CHAOS_INTENTS"]), rng)
         while not told:
-            client.step()
+            if client.has_room():
+                client.step()
             time.sleep(rng.expovariate(float(rate)))
 
 
