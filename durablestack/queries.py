@@ -34,7 +34,9 @@ class RunQueries:
         return self._store.get_attempts(checked_run_id(run_id))
 
     def get_stack(self, run_id: UUID, *, within_seconds: float = 15.0) -> str | None:
-        """The Python stack of all threads of an executing run, taken twice now: text that says whether it moves.
+        """The Python stack of an executing run, taken twice now: text that says whether it moves.
+
+        It is that of the main thread, in which jobs are executed.
 
         The worker that executes the run is asked through the database, and looks for such requests once a second.
         It does not disturb the run, and works while C code holds the GIL.

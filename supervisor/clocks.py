@@ -17,6 +17,9 @@ _TOLERANCE_SECONDS = 1.0
 _TOLERANCE_RATIO = 0.05
 """Of the time between two looks: two clocks never go quite alike, and one that is wrong is slowly set right."""
 
+_TOLERANCE_OF_LEASE_MAX = 0.25
+"""More than this part of a lease is a jump in any case: leases that are alive might look expired."""
+
 
 class _Look(Struct, frozen=True):
     told: datetime
@@ -47,7 +50,8 @@ class DatabaseClock:
             return None
         went_seconds = (told - last.told).total_seconds()
         least_seconds, most_seconds = asked_at - last.answered_at, answered_at - last.asked_at
-        tolerance_seconds = max(_TOLERANCE_SECONDS, _TOLERANCE_RATIO * most_seconds)
+        drift_seconds = min(_TOLERANCE_RATIO * most_seconds, _TOLERANCE_OF_LEASE_MAX * self._lease_seconds)
+        tolerance_seconds = max(_TOLERANCE_SECONDS, drift_seconds)
         if least_seconds - tolerance_seconds <= went_seconds <= most_seconds + tolerance_seconds:
             return None
         self._distrusted_until = self._clock() + self._lease_seconds

@@ -6,7 +6,6 @@ import anyio
 
 from . import usage
 from .in_hand import InHand
-from .isolation import STACK_SIGNAL
 from .process import ChildProcess
 
 _TOLD_WITHIN_SECONDS = 1.0
@@ -31,7 +30,7 @@ async def look_twice(child: ChildProcess, held: InHand) -> str | None:
 
 async def _look(child: ChildProcess, held: InHand) -> str:
     """Empty if it does not answer."""
-    child.signal_self(STACK_SIGNAL)
+    child.ask_for_stack()
     deadline, stack = anyio.current_time() + _TOLD_WITHIN_SECONDS, ""
     while not stack and anyio.current_time() < deadline and not await held.ends_within(_LOOK_SECONDS):
         stack = child.take_stack() or ""

@@ -29,7 +29,6 @@ from . import dump, usage, wire
 from .bus import Course
 from .child import EXIT_REENTERED
 from .in_hand import Assignment, InHand
-from .isolation import STACK_SIGNAL
 from .process import ChildProcess, Death
 from .residue import PROCESSES
 from .restarts import restart_delay_seconds
@@ -404,7 +403,7 @@ class Executor:
             self._tasks.start_soon(self._kill_with_stack, self._child, held)
 
     async def _kill_with_stack(self, child: ChildProcess, held: InHand) -> None:
-        child.signal_self(STACK_SIGNAL)
+        child.ask_for_stack()
         if not await held.ends_within(_STACK_DUMP_WITHIN_SECONDS):
             self._kill(child, held)
 
@@ -413,7 +412,7 @@ class Executor:
             child.send(wire.Cancel(held.order))
         if await held.ends_within(self._limits.cancel_grace_seconds):
             return
-        child.signal_self(STACK_SIGNAL)  # where it was stuck, for whoever reads the error
+        child.ask_for_stack()  # where it was stuck, for whoever reads the error
         if await held.ends_within(_STACK_DUMP_WITHIN_SECONDS):
             return
         self._retiring = True  # whatever it still replies, it is dying

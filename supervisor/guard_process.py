@@ -17,7 +17,7 @@ from multiprocessing import spawn
 import anyio
 
 from . import guard
-from .incarnation import MARKER, marker
+from .incarnation import MARKER, marker, proc_is_ours
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ class GuardProcess:
         self._loop = asyncio.get_running_loop()
         self._at_fault = False
         try:
+            if not proc_is_ours():
+                raise OSError("/proc is that of another namespace")
             self._start()
         except (OSError, AttributeError, ValueError) as error:  # AttributeError: not Linux, or an old one
             raise GuardDied(f"{type(error).__name__}: {error}") from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -18,6 +19,16 @@ from uuid import uuid4
 from durablestack.workers import Worker
 
 MARKER = "DURABLESTACK_PROCESS_MARKER"
+
+_FLAGS, _ENVIRONMENT_BEGIN, _ENVIRONMENT_END = 6, 47, 48
+"""Of the fields of /proc/PID/stat, those behind the name counted from 0."""
+
+_KERNEL_THREAD = 0x00200000
+_NONE, _UNTOLD = -1, -2
+
+_LOOKS_MAX = 20
+_LOOK_AGAIN_SECONDS = 0.002
+"""Whatever executes a program has an environment again soon."""
 
 _marking = threading.Lock()
 
@@ -50,7 +61,7 @@ def marked_environment() -> Iterator[None]:
 
 def this_worker(name: str) -> Worker:
     """A worker of this process. Where Linux does not tell who is who its boot id is empty, and nobody judges it."""
-    started = _started(os.getpid()) if sys.platform == "linux" else None
+    started = _started(os.getpid()) if sys.platform == "linux" and proc_is_ours() else None
     return Worker(
         id=uuid4(),
         name=name,
@@ -61,6 +72,14 @@ def this_worker(name: str) -> Worker:
         process_started=started or 0,
         marker=marker(),
     )
+
+
+def proc_is_ours() -> bool:
+    """Whether the numbers in /proc are those that we know processes by: it may be that of an outer namespace."""
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())
+    except OSError:
+        return False
 
 
 def proven_dead(worker: Worker) -> bool:
@@ -83,7 +102,7 @@ def _could_be_seen(worker: Worker) -> bool:
 
 def _namespaces() -> str:
     """In which numbers of processes and times of starts mean what they mean to us."""
-    return " ".join(os.readlink(f"/proc/self/ns/{kind}") for kind in ("pid", "time"))
+    return " ".join(os.readlink(f"/proc/self/ns/{kind}") for kind in ("pid", "time", "user"))
 
 
 def _started(pid: int) -> int | None:
@@ -109,13 +128,35 @@ def _marked_process(worker: Worker) -> bool:
 
 
 def _may_be_of(worker: Worker, pid: str) -> bool:
+    length = 0
+    for _ in range(_LOOKS_MAX):
+        try:
+            environment = _read(f"/proc/{pid}/environ")
+        except (FileNotFoundError, ProcessLookupError):
+            environment = b""
+        except PermissionError:  # we may not look; but it is none of theirs if it is older, or somebody else's
+            started = _started(int(pid))
+            return started is not None and started >= worker.process_started and _runs_as(pid, worker.user_id)
+        if f"{MARKER}={worker.marker}".encode() in environment.split(b"\0"):
+            return True
+        length = _length_of_environment(pid)
+        if length == _NONE or (environment and length == len(environment)):
+            return False
+        time.sleep(_LOOK_AGAIN_SECONDS)
+    return length != 0  # which it seems to be for a moment whenever a program is executed, and seldom is
+
+
+def _length_of_environment(pid: str) -> int:
+    """In bytes; `_NONE` if it has none and never will. It cannot be told of one whose first thread has ended."""
     try:
-        return f"{MARKER}={worker.marker}".encode() in _read(f"/proc/{pid}/environ").split(b"\0")
+        fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+        threads = len(os.listdir(f"/proc/{pid}/task"))
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    except PermissionError:  # we may not look; but it is none of theirs if it is older, or somebody else's
-        started = _started(int(pid))
-        return started is not None and started >= worker.process_started and _runs_as(pid, worker.user_id)
+        return _NONE
+    if int(fields[_FLAGS]) & _KERNEL_THREAD or (fields[0] in (b"Z", b"X") and threads <= 1):
+        return _NONE
+    begin, end = int(fields[_ENVIRONMENT_BEGIN]), int(fields[_ENVIRONMENT_END])
+    return end - begin if end else _UNTOLD
 
 
 def _runs_as(pid: str, user_id: int) -> bool:

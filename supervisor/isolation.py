@@ -23,7 +23,7 @@ STACK_SIGNAL = signal.SIGRTMIN + 5 if sys.platform == "linux" else signal.SIGUSR
 _OUR_FD_MIN = 64
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_OOM_SCORE_ADJUSTMENT = 500
+OOM_SCORE_ADJUSTMENT = 500
 
 
 def set_apart(stdout: Connection, stderr: Connection, stacks: Connection) -> None:
@@ -60,9 +60,9 @@ def _die_with_parent() -> None:
 def _be_the_first_to_starve() -> None:
     """When the kernel is out of memory it is to end us and what our jobs start, rather than the supervisor."""
     with suppress(OSError, ValueError), open("/proc/self/oom_score_adj", "r+") as adjustment:
-        if int(adjustment.read()) < _OOM_SCORE_ADJUSTMENT:
+        if int(adjustment.read()) < OOM_SCORE_ADJUSTMENT:
             adjustment.seek(0)
-            adjustment.write(str(_OOM_SCORE_ADJUSTMENT))
+            adjustment.write(str(OOM_SCORE_ADJUSTMENT))
 
 
 def _empty_input() -> None:
@@ -82,11 +82,12 @@ def _capture_output(stdout: Connection, stderr: Connection) -> None:
 
 
 def _tell_stacks(stacks: Connection) -> None:
-    """When we are asked, and when we crash."""
+    """When we crash, all of them; when we are asked, that of the main thread, where jobs are executed: to read those of
+    threads that run meanwhile, nobody holding the GIL, crashes them now and then."""
     fd = out_of_the_way(stacks.fileno())
     stacks.close()
     faulthandler.enable(file=fd)
-    faulthandler.register(STACK_SIGNAL, file=fd, all_threads=True)
+    faulthandler.register(STACK_SIGNAL, file=fd, all_threads=False)
 
 
 def out_of_the_way(fd: int) -> int:

@@ -21,8 +21,9 @@ from msgspec import Struct
 
 from durablestack.runs import Output
 
-from . import child, guard, wire
+from . import child, guard, usage, wire
 from .capture import Capture
+from .isolation import STACK_SIGNAL
 from .starter import Process, Starter
 
 log = logging.getLogger(__name__)
@@ -101,15 +102,11 @@ class ChildProcess:
             name=self._name,
         )
         try:
-            await self._starter.start(process)
+            await self._starter.start(process, lent=(theirs, child_stdout, child_stderr, child_stacks))
         except BaseException:
             for end in (ours, stdout, stderr, stacks):
                 end.close()
             raise
-        finally:
-            # closed, or we would hold the child's ends open, and never see them close
-            for theirs_end in (theirs, child_stdout, child_stderr, child_stacks):
-                theirs_end.close()
         self._begin(process, ours, stdout, stderr, stacks)
 
     def _begin(
@@ -126,6 +123,8 @@ class ChildProcess:
             self._alive = True
         with contextlib.suppress(OSError, AttributeError):  # dead and buried already, or not Linux
             self._pidfd = os.pidfd_open(self.pid)
+        looked = usage.look(self.pid)
+        self._started_at = looked.started_at if looked is not None else None
         self._starter.guard.adopt(self)
         self._stdout = Capture(stdout, self._output_bytes_max)
         self._stderr = Capture(stderr, self._output_bytes_max)
@@ -214,15 +213,31 @@ class ChildProcess:
         with self._signal_lock:
             if not self._alive:  # its number may be somebody else's by now
                 return
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, number)
-            with contextlib.suppress(ProcessLookupError):  # it may not lead its group yet
+            self._signal_all(number)
+            self._signal_one(number)  # it may not lead its group yet
+
+    def ask_for_stack(self) -> None:
+        """A job may have set all signals back, and its process would die of ours: then it is not asked."""
+        with self._signal_lock:
+            if self._alive and usage.catches(self.pid, STACK_SIGNAL):
+                self._signal_one(STACK_SIGNAL)
+
+    def _signal_one(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if self._pidfd is not None:
+                signal.pidfd_send_signal(self._pidfd, number)
+            else:
                 os.kill(self.pid, number)
 
-    def signal_self(self, number: int) -> None:
-        with self._signal_lock, contextlib.suppress(ProcessLookupError):
-            if self._alive:
-                os.kill(self.pid, number)
+    def _signal_all(self, number: int) -> None:
+        """Its group, whose number nobody else gets while anyone of it lives. If the child is dead, and a process has
+        its number that began at another time, none does, and the group is that one's."""
+        if self._pidfd is not None and guard.readable(self._pidfd):
+            now = usage.look(self.pid)
+            if now is not None and now.started_at != self._started_at:
+                return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
 
     async def dead(self) -> Death:
         """Wait for the death of the child; read what it still had to say; end what it left running."""
@@ -231,8 +246,7 @@ class ChildProcess:
         self.gone = True
         self.on_gone()
         with anyio.CancelScope(shield=True):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)  # the group alone: the number of the child itself is free again
+            self._signal_all(signal.SIGKILL)  # the group alone: the number of the child itself is free again
             self._drain_control()
             exit_code = await self._starter.exit_code(self._process)
         with self._signal_lock:

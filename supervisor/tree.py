@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ import anyio
 from anyio import to_thread
 from anyio.abc import TaskStatus
 
-from durablestack.errors import DurableStackError, JobDefinitionError, TargetError
+from durablestack.errors import DurableStackError, JobDefinitionError, StoreError, TargetError
 from durablestack.events import tracing
 from durablestack.jobs.services import shown
 from durablestack.options import DurableStackOptions
@@ -224,11 +225,15 @@ class Supervisor:
 
         Raises:
             JobDefinitionError: there is no job to run, or no child can make what the jobs ask for.
-            TargetError: a start hook raised, or a child that imports the program starts a supervisor again.
+            TargetError: a start hook raised, a child that imports the program starts a supervisor again, or this one
+                was made before the process was forked.
             OptionsError: the port of the endpoint is taken.
             StoreError: the database cannot be reached at the start, or its tables are not the right ones.
             OutcomesUnrecorded: at the end some outcomes could not be written.
         """
+        if self.worker.pid != os.getpid():  # a name, a marker and connections of somebody else
+            made_and_run = f"was made in process {self.worker.pid}, and is run in {os.getpid()}"
+            raise TargetError(f"this supervisor {made_and_run}: make it after the fork")
         try:
             async with self.endpoint.listening() if self.endpoint is not None else nullcontext():
                 await self._check_start()
@@ -259,7 +264,8 @@ class Supervisor:
         if self.stack.options.auto_migrate:
             await ask_store(self._store.migrate)
         await ask_store(self._store.verify_schema)
-        await ask_store(self._heartbeat_store.now)  # it has its connection before it has leases to lose
+        with suppress(StoreError):  # its time is short, and it tries again
+            await ask_store(self._heartbeat_store.now)  # it has its connection before it has leases to lose
 
     async def _call_start_hooks(self) -> None:
         for hook in self.stack.supervisor_start_hooks:

@@ -179,6 +179,12 @@ def look(pid: int) -> Process | None:
     )
 
 
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal, which it would die of else. True where that is not told."""
+    _, found, rest = _read(f"/proc/{pid}/status").partition(b"\nSigCgt:")
+    return not found or bool(int(rest.split(None, 1)[0], 16) >> (number - 1) & 1)
+
+
 def _read(path: str) -> bytes:
     """A file that the kernel writes as it is read; empty if there is none, or none any more."""
     try:

@@ -85,7 +85,7 @@ def of(
             delay = retry_after(run, how.retry_after_seconds) if how.retryable else None
             return Failed(run.lease, _raised(how, evidence), delay, output)
         case Death() if crashed_run_policy is CrashedRunPolicy.RECORD:
-            if has_crashed_enough(run, terms):
+            if _counts(how) and has_crashed_enough(run, terms):
                 return Failed(run.lease, _crashed_enough(run, _crashed(how, evidence), terms), None, output)
             return Failed(run.lease, _crashed(how, evidence), retry_after(run, None), output)
     return None  # its lease is left to expire
@@ -94,6 +94,11 @@ def of(
 def has_crashed_enough(run: Run, terms: Terms) -> bool:
     """Whether a run that has just crashed is not to be tried again, however many attempts it has left."""
     return terms.crash_limit is not None and run.crash_count + 1 >= terms.crash_limit
+
+
+def _counts(death: Death) -> bool:
+    """Where the fork server is gone nobody knows how its children ended: with it, most likely, not of their runs."""
+    return death.exit_code is not None
 
 
 def _cancelled(run: Run, how: wire.Succeeded | wire.Failed | Death, evidence: Evidence) -> Cancelled:
@@ -165,7 +170,7 @@ def _crashed(death: Death, evidence: Evidence) -> Failure:
         exit_code=death.code,
         ended_by=ended_by,
         usage=evidence.usage,
-        crashed=True,
+        crashed=_counts(death),
     )
 
 

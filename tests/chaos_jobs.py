@@ -52,6 +52,35 @@ def sleeps(args: Seconds, context: JobContext) -> None:
     note(context, "end")
 
 
+@durable_job(name="keeps-threads-busy", max_attempts=1)
+def keeps_threads_busy(args: Seconds, context: JobContext) -> None:
+    """Whoever looks at their stacks from outside reads what changes in that moment."""
+    note(context, "start")
+    done = threading.Event()
+
+    def count(depth: int) -> None:
+        while not done.is_set():
+            if depth:
+                count(depth - 1)
+
+    threads = [threading.Thread(target=count, args=(20,)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    time.sleep(args.seconds)
+    done.set()
+    for thread in threads:
+        thread.join()
+
+
+@durable_job(name="sets-all-signals-back", max_attempts=1)
+def sets_all_signals_back(args: Seconds, context: JobContext) -> None:
+    """As libraries do that make a process a daemon."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_DFL)
+    note(context, "start")
+    time.sleep(args.seconds)
+
+
 @durable_job(name="slow-at-first", max_attempts=3)
 def slow_at_first(context: JobContext) -> None:
     note(context, "start")

@@ -54,6 +54,12 @@ def left_running(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes
         process.wait()
 
 
+def one_who_is_dead() -> Worker:
+    """Its number is ours now."""
+    me = this_worker("gone")
+    return replace(me, process_started=me.process_started - 1, marker="of one who is dead")
+
+
 def test_a_worker_is_dead_once_its_process_has_ended_and_not_before() -> None:
     with another_process() as (process, worker):
         assert not proven_dead(worker)
@@ -113,3 +119,31 @@ def test_an_environment_that_was_marked_by_another_is_as_it_was_afterwards(monke
 def _file(pid: int, name: str) -> bytes:
     with open(f"/proc/{pid}/{name}", "rb") as file:
         return file.read()
+
+
+def test_whoever_executes_one_program_after_the_other_is_not_missed() -> None:
+    """In between its environment reads empty."""
+    again = "import os, sys; os.execv(sys.executable, sys.orig_argv)"
+    worker = one_who_is_dead()
+    process = subprocess.Popen(
+        [sys.executable, "-S", "-I", "-c", again], env={**os.environ, MARKER: worker.marker}, stdin=subprocess.DEVNULL
+    )
+    try:
+        eventually(lambda: b"-I" in _file(process.pid, "cmdline"), what="its start")
+        assert not any(proven_dead(worker) for _ in range(50))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_process_whose_first_thread_has_ended_is_not_missed() -> None:
+    thread = "threading.Thread(target=threading.Event().wait).start()"
+    script = f"import ctypes, threading; {thread}; ctypes.CDLL(None).pthread_exit(0)"
+    worker = one_who_is_dead()
+    process = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, MARKER: worker.marker})
+    try:
+        eventually(lambda: stat_fields(process.pid)[0] == "Z", what="the end of the first thread")
+        assert not proven_dead(worker)
+    finally:
+        process.kill()
+        process.wait()

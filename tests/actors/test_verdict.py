@@ -4,6 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from parts import leased_run
 
 from durablestack.options import CrashedRunPolicy
@@ -197,7 +198,7 @@ def test_a_crash_tells_how_the_process_ended_and_by_whom(
     assert isinstance(outcome, Failed)
     failure = outcome.failure
     assert (failure.error_message, failure.signal, failure.exit_code) == (message, signal, exit_code)
-    assert (failure.ended_by, failure.usage, failure.crashed) == (ended_by, USAGE, True)
+    assert (failure.ended_by, failure.usage, failure.crashed) == (ended_by, USAGE, death != UNKNOWN)
 
 
 @pytest.mark.parametrize(
@@ -294,3 +295,13 @@ def test_a_cancelled_run_tells_the_signal_that_ended_it() -> None:
     assert (killed.signal, left.signal) == ("SIGKILL", None)
     assert (killed.ended_by, killed.usage, killed.failure.usage) == (EndedBy.CANCEL, USAGE, USAGE)
     assert killed.failure.error_message == "Run was cancelled."
+
+
+def test_a_death_that_nobody_can_tell_is_not_held_against_its_run() -> None:
+    """The fork server is gone, and its children with it."""
+    often_crashed = replace(RUN, crash_count=100)
+    outcome = of(Death(None), run=often_crashed)
+    assert short(outcome) == ("ChildCrashed", 5)
+    assert isinstance(outcome, Failed)
+    assert not outcome.failure.crashed
+    assert short(of(Death(-9), run=often_crashed)) == ("ChildCrashed", "for good")

@@ -266,6 +266,9 @@ class Witness:
             case Record():
                 known = {id for id, token in self._recorded.items() if token in self._shown(ask, id)}
                 return known | {run.id for run in before.values() if run.lease_token in self._shown(ask, run.id)}
+            case ExpireLeases():
+                lasting = (run for run in before.values() if run.lease_until is not None and run.lease_until > now)
+                return {run.id for run in lasting if run.lease_token in self._shown(ask, run.id)}
         return {run.id for run in before.values() if run.lease_token in self._shown(ask, run.id)}
 
     def _shown(self, ask: Ask, run_id: UUID) -> set[UUID]:

@@ -90,7 +90,9 @@ def test_nothing_is_taken_from_a_dead_supervisor_while_something_of_it_may_be_le
     sqlite_bench.until_noted(run_id, "start")
     (incarnation,) = incarnations(sqlite_bench.stack.store)
     with left_running(incarnation):
-        os.kill(first.guard(), signal.SIGKILL)  # it would end that too
+        guard = first.guard()
+        first.freeze()
+        os.kill(guard, signal.SIGKILL)  # it would end that too; nor is there to be another
         first.kill()
         lease_until = sqlite_bench.run(run_id).lease_until
         assert lease_until is not None

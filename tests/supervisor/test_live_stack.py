@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from durablestack import RunStatus
 from workers import TESTS, Bench
 
@@ -43,3 +45,15 @@ def test_the_command_shows_the_stack(sqlite_bench: Bench) -> None:
     )
     assert told.returncode == 0, told.stderr
     assert "in sleeps" in told.stdout
+
+
+@pytest.mark.parametrize("job", ["keeps-threads-busy", "sets-all-signals-back"])
+def test_nobody_dies_of_being_looked_at(sqlite_bench: Bench, job: str) -> None:
+    worker = sqlite_bench.worker()
+    run_id = sqlite_bench.client.enqueue(job, {"seconds": 6.0})
+    sqlite_bench.until_noted(run_id, "start")
+    looks = 0
+    while sqlite_bench.stack.queries.get_stack(run_id) is not None:
+        looks += 1
+    assert sqlite_bench.run(run_id).status is RunStatus.SUCCEEDED, worker.log()
+    assert looks >= 2
