@@ -5,6 +5,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from uuid import UUID
 
 from msgspec.structs import replace
 
@@ -12,10 +13,9 @@ from durablestack import RunStatus
 from durablestack.stores.contract import Store
 from durablestack.supervisor.incarnation import MARKER, this_worker
 from durablestack.workers import Worker as Incarnation
-from workers import Bench, eventually
+from workers import Bench, Worker, eventually
 
 LONG_LEASE_SECONDS = 300.0
-LEASE_SECONDS = 3.0
 
 
 def incarnations(store: Store) -> list[Incarnation]:
@@ -66,54 +66,45 @@ def test_a_supervisor_that_is_there_already_takes_over_what_a_neighbour_held(any
     eventually(lambda: len(incarnations(any_bench.stack.store)) == 1, what="the dead one forgotten")
 
 
+def begun(made: Bench) -> tuple[Worker, UUID, Incarnation]:
+    """A supervisor with a run in hand, and what the database knows of it."""
+    first = made.worker()
+    run_id = made.client.enqueue("slow-at-first")
+    made.until_noted(run_id, "start")
+    (incarnation,) = incarnations(made.stack.store)
+    return first, run_id, incarnation
+
+
+def taken_over_after_its_lease(made: Bench, run_id: UUID) -> bool:
+    """Another supervisor is started, and executes the run: whether it has waited."""
+    lease_until = made.run(run_id).lease_until
+    made.worker()
+    run = made.until(run_id, RunStatus.SUCCEEDED)
+    return run.started_at is not None and lease_until is not None and run.started_at >= lease_until
+
+
 def test_what_a_dead_worker_of_another_host_held_waits_for_its_lease(any_bench: Bench) -> None:
-    settings = {"DURABLESTACK__LEASE_DURATION_SECONDS": str(LEASE_SECONDS)}
-    first = any_bench.worker(settings=settings)
-    run_id = any_bench.client.enqueue("slow-at-first")
-    any_bench.until_noted(run_id, "start")
-    (incarnation,) = incarnations(any_bench.stack.store)
+    first, run_id, incarnation = begun(any_bench)
     first.kill()
     any_bench.stack.store.forget_worker(incarnation.id)
     any_bench.stack.store.register_worker(replace(incarnation, boot_id="of another machine"))
-    lease_until = any_bench.run(run_id).lease_until
-    assert lease_until is not None
-    any_bench.worker(settings=settings)
-    run = any_bench.until(run_id, RunStatus.SUCCEEDED)
-    assert run.started_at is not None
-    assert run.started_at >= lease_until
+    assert taken_over_after_its_lease(any_bench, run_id)
 
 
 def test_nothing_is_taken_from_a_dead_supervisor_while_something_of_it_may_be_left(sqlite_bench: Bench) -> None:
-    settings = {"DURABLESTACK__LEASE_DURATION_SECONDS": str(LEASE_SECONDS)}
-    first = sqlite_bench.worker(settings=settings)
-    run_id = sqlite_bench.client.enqueue("slow-at-first")
-    sqlite_bench.until_noted(run_id, "start")
-    (incarnation,) = incarnations(sqlite_bench.stack.store)
+    first, run_id, incarnation = begun(sqlite_bench)
     with left_running(incarnation):
         guard = first.guard()
         first.freeze()
         os.kill(guard, signal.SIGKILL)  # it would end that too; nor is there to be another
         first.kill()
-        lease_until = sqlite_bench.run(run_id).lease_until
-        assert lease_until is not None
-        sqlite_bench.worker(settings=settings)
-        run = sqlite_bench.until(run_id, RunStatus.SUCCEEDED)
-    assert run.started_at is not None
-    assert run.started_at >= lease_until
+        assert taken_over_after_its_lease(sqlite_bench, run_id)
 
 
 def test_a_frozen_supervisor_loses_nothing_to_its_neighbour_before_its_leases_expire(sqlite_bench: Bench) -> None:
-    settings = {"DURABLESTACK__LEASE_DURATION_SECONDS": str(LEASE_SECONDS)}
-    first = sqlite_bench.worker(settings=settings)
-    run_id = sqlite_bench.client.enqueue("slow-at-first")
-    sqlite_bench.until_noted(run_id, "start")
+    first, run_id, _ = begun(sqlite_bench)
     first.freeze()
-    lease_until = sqlite_bench.run(run_id).lease_until
-    assert lease_until is not None
-    sqlite_bench.worker(settings=settings)
-    run = sqlite_bench.until(run_id, RunStatus.SUCCEEDED)
-    assert run.started_at is not None
-    assert run.started_at >= lease_until
+    assert taken_over_after_its_lease(sqlite_bench, run_id)
 
 
 def test_a_supervisor_that_leaves_in_good_order_takes_itself_out_of_the_database(any_bench: Bench) -> None:
