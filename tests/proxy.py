@@ -106,6 +106,7 @@ class TcpProxy:
         self.mode = Mode.PASS  # these two: written under `_lock` by the test's thread, read by every connection
         self.slowness = Slowness()
         self.cut_done = threading.Event()
+        self.answers_dropped = threading.Event()  # at least one
         self.cuts = 0  # written by the connection that cuts, before its client can notice
         self.accepted = 0  # written by the listening thread
         self._connections_max = connections_max
@@ -386,6 +387,7 @@ class Connection:
         chunk = self._piece_from(server)
         if mode is Mode.ANSWERS_DROPPED:
             self._lossy = True
+            self._proxy.answers_dropped.set()
         else:
             self._client.sendall(chunk)
         return chunk != b""

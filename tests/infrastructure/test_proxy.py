@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from proxy import CommitWatch, Cut, TcpProxy, When
-from workers import eventually
+from workers import PATIENCE_SECONDS, eventually
 
 
 @pytest.fixture
@@ -206,6 +206,7 @@ def test_dropped_answers_never_come_and_cost_the_connection(
         connection.pgconn.send_query(f"insert into {table} values ('x')".encode())
         connection.pgconn.flush()
         eventually(lambda: row_count(postgres_dsn, table) == 1)
+        assert proxy.answers_dropped.wait(PATIENCE_SECONDS)  # it comes after what it tells of
         assert proxy.connections == 2
         proxy.pass_through()
         eventually(lambda: proxy.connections == 1)
