@@ -56,4 +56,4 @@ def test_nobody_dies_of_being_looked_at(sqlite_bench: Bench, job: str) -> None:
     while sqlite_bench.stack.queries.get_stack(run_id) is not None:
         looks += 1
     assert sqlite_bench.run(run_id).status is RunStatus.SUCCEEDED, worker.log()
-    assert looks >= 2
+    assert looks  # one that is not answered takes seconds
