@@ -20,7 +20,7 @@ from durablestack.workers import Worker
 
 MARKER = "DURABLESTACK_PROCESS_MARKER"
 
-_FLAGS, _ENVIRONMENT_BEGIN, _ENVIRONMENT_END = 6, 47, 48
+_FLAGS, _THREADS, _STARTED, _ENVIRONMENT_BEGIN, _ENVIRONMENT_END = 6, 17, 19, 47, 48
 """Of the fields of /proc/PID/stat, those behind the name counted from 0."""
 
 _KERNEL_THREAD = 0x00200000
@@ -107,14 +107,21 @@ def _namespaces() -> str:
 
 def _started(pid: int) -> int | None:
     """When a process started, in clock ticks since boot; None if there is none, or only what is left for its parent."""
+    fields = _stat(pid)
+    return int(fields[_STARTED]) if fields and not _is_left_over(fields) else None
+
+
+def _stat(pid: int | str) -> list[bytes]:
+    """The fields behind the name; none if there is no such process."""
     try:
-        fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
-        threads = len(os.listdir(f"/proc/{pid}/task"))
+        return _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return None
-    if fields[0] in (b"Z", b"X") and threads <= 1:
-        return None
-    return int(fields[19])
+        return []
+
+
+def _is_left_over(fields: list[bytes]) -> bool:
+    """Ended, and not waited for yet; not so where only its first thread has ended."""
+    return fields[0] in (b"Z", b"X") and int(fields[_THREADS]) <= 1
 
 
 def _marked_process(worker: Worker) -> bool:
@@ -148,12 +155,8 @@ def _may_be_of(worker: Worker, pid: str) -> bool:
 
 def _length_of_environment(pid: str) -> int:
     """In bytes; `_NONE` if it has none and never will. It cannot be told of one whose first thread has ended."""
-    try:
-        fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
-        threads = len(os.listdir(f"/proc/{pid}/task"))
-    except (FileNotFoundError, ProcessLookupError):
-        return _NONE
-    if int(fields[_FLAGS]) & _KERNEL_THREAD or (fields[0] in (b"Z", b"X") and threads <= 1):
+    fields = _stat(pid)
+    if not fields or int(fields[_FLAGS]) & _KERNEL_THREAD or _is_left_over(fields):
         return _NONE
     begin, end = int(fields[_ENVIRONMENT_BEGIN]), int(fields[_ENVIRONMENT_END])
     return end - begin if end else _UNTOLD
