@@ -43,6 +43,16 @@ def stat_fields(pid: int) -> list[str]:
     return []
 
 
+def open_files(pid: int) -> list[str]:
+    """What the descriptors of a process lead to, without those that it closes while we look."""
+    found = []
+    with suppress(OSError):
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                found.append(str(fd.readlink()))
+    return found
+
+
 def still_running(pid: int) -> bool:
     fields = stat_fields(pid)
     return bool(fields) and fields[0] != "Z"

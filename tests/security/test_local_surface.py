@@ -14,7 +14,7 @@ import pytest
 from durablestack import RunStatus
 from durablestack.ids import new_run_id
 from durablestack.runs import NewRun
-from processes import command_line, descendants
+from processes import command_line, descendants, open_files
 from workers import Bench, Worker
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -66,13 +66,7 @@ def surface(tmp_path: Path, make_bench: Callable[..., Bench], request: pytest.Fi
 
 def sockets_in_files(pids: list[int]) -> list[Path]:
     """Those that any of these processes has, with a name in the file system or in the abstract name space."""
-    inodes = set()
-    for pid in pids:
-        for fd in Path(f"/proc/{pid}/fd").iterdir():
-            try:
-                inodes |= set(re.findall(r"socket:\[(\d+)\]", os.readlink(fd)))
-            except OSError:
-                continue
+    inodes = set(re.findall(r"socket:\[(\d+)\]", "\n".join(path for pid in pids for path in open_files(pid))))
     lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
     return [Path(line[7]) for line in lines if len(line) > 7 and line[6] in inodes]
 

@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from durablestack import RunStatus
+from processes import open_files
 from proxies import proxy_to, through
 from proxy import When
 from servers import PostgresServer
@@ -113,8 +114,7 @@ def test_a_supervisor_with_ten_children_uses_at_most_four_connections_and_its_ch
 def test_children_have_the_sqlite_file_not_open(sqlite_bench: Bench) -> None:
     worker = sqlite_bench.worker("--max-concurrent-runs", "3")
     for pid in worker.until_ready(children=3):
-        opened = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-        assert not [path for path in opened if "runs.db" in path]
+        assert not [path for path in open_files(pid) if "runs.db" in path]
     run = sqlite_bench.until(sqlite_bench.client.enqueue("tells-its-descriptors"), RunStatus.SUCCEEDED)
     assert "runs.db" not in (run.stdout_tail or "")
 
