@@ -17,10 +17,13 @@ from msgspec.structs import astuple
 
 from durablestack.runs import Usage
 
+from .isolation import out_of_the_way
+
 _PAGE_BYTES = resource.getpagesize()
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 _FILE_BYTES_MAX = 65_536
+_RESET_PEAK = b"5"
 _END_ROUNDS_MAX = 20
 
 
@@ -28,10 +31,10 @@ _END_ROUNDS_MAX = 20
 
 
 class Meter:
-    """What this process uses from here on."""
+    """What this process uses from here on. To begin is cheap, and done for each run; to read it is not."""
 
     def __init__(self) -> None:
-        _reset_peak()
+        _peak.reset()
         self.before = _cpu_seconds()
 
     def read(self) -> Usage:
@@ -40,14 +43,35 @@ class Meter:
         return Usage(_peak_bytes(), max(0.0, user - user_before), max(0.0, system - system_before))
 
 
-def _reset_peak() -> None:
-    """Where that cannot be done, the peak is that of the whole life of the process."""
-    with suppress(OSError):
-        refs = os.open("/proc/self/clear_refs", os.O_WRONLY)
+class _Peak:
+    """The most memory that this process has had. Where it cannot be reset, that is of the whole life of the process.
+
+    To open the file for each run would take longer than all else in a meter, so it stays open. A job may close our
+    descriptor all the same, and open something of its own, which is not to be written to.
+    """
+
+    def __init__(self) -> None:
+        self._fd = -1
+        self._file: tuple[int, int] | None = None
+
+    def reset(self) -> None:
         try:
-            os.write(refs, b"5")
+            if self._file is None or open_file(self._fd) != self._file:
+                self._open()
+            os.write(self._fd, _RESET_PEAK)
+        except OSError:
+            return
+
+    def _open(self) -> None:
+        fd = os.open("/proc/self/clear_refs", os.O_WRONLY)
+        try:
+            self._fd = out_of_the_way(fd)
+            self._file = open_file(fd)
         finally:
-            os.close(refs)
+            os.close(fd)
+
+
+_peak = _Peak()
 
 
 def _peak_bytes() -> int:
@@ -55,6 +79,15 @@ def _peak_bytes() -> int:
     if peak_bytes is None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT_BYTES
     return peak_bytes
+
+
+def open_file(fd: int) -> tuple[int, int] | None:
+    """What a descriptor stands for; None if it is closed."""
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _cpu_seconds() -> tuple[float, float]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from uuid import UUID
 
@@ -56,6 +56,9 @@ class ExecutionSpan:
             log.warning("the span could not be told of the error", exc_info=True)
 
 
+_UNTRACED = nullcontext(ExecutionSpan())
+
+
 class Execution(Struct, frozen=True, kw_only=True):
     """What a span says of an attempt."""
 
@@ -83,12 +86,13 @@ def sending(job_name: str, count: int) -> Iterator[str | None]:
         yield None if span is None else _injected()
 
 
-@contextmanager
-def executing(execution: Execution, relation: TraceRelation) -> Iterator[ExecutionSpan]:
+def executing(execution: Execution, relation: TraceRelation) -> AbstractContextManager[ExecutionSpan]:
     """A span round the execution of an attempt, linked to whoever enqueued the run, or as its child."""
-    if not loaded():
-        yield ExecutionSpan()
-        return
+    return _executing(execution, relation) if loaded() else _UNTRACED
+
+
+@contextmanager
+def _executing(execution: Execution, relation: TraceRelation) -> Iterator[ExecutionSpan]:
     with _spanned(lambda: _execution_span(execution, relation)) as span:
         yield ExecutionSpan(span)
 

@@ -24,15 +24,18 @@ class CancelFlag:
     """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # over the three below
+        self._is_set = False
+        self._awaited: threading.Event | None = None  # most jobs never wait for it
         self._interrupt: Callable[[], None] | None = None
         self.noticed = False
 
     def set(self) -> None:
         with self._lock:
-            self._event.set()
-            interrupt = self._interrupt
+            self._is_set = True
+            awaited, interrupt = self._awaited, self._interrupt
+        if awaited is not None:
+            awaited.set()
         if interrupt is not None:
             interrupt()
 
@@ -40,18 +43,24 @@ class CancelFlag:
         """Name what is to be called once the flag is set; called at once if it is set already."""
         with self._lock:
             self._interrupt = interrupt
-            already_set = self._event.is_set()
+            already_set = self._is_set
         if already_set and interrupt is not None:
             interrupt()
 
     def check(self) -> bool:
-        if self._event.is_set():
+        if self._is_set:
             self.noticed = True
             return True
         return False
 
     def wait(self, timeout_seconds: float | None) -> bool:
-        self._event.wait(timeout_seconds)
+        with self._lock:
+            if self._awaited is None:
+                self._awaited = threading.Event()
+            if self._is_set:
+                self._awaited.set()
+            awaited = self._awaited
+        awaited.wait(timeout_seconds)
         return self.check()
 
 

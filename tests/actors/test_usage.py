@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -116,6 +117,33 @@ def test_a_meter_tells_the_peak_and_the_cpu_time_of_what_came_after_it() -> None
     grown_bytes = (used.peak_memory_bytes or 0) - now.resident_bytes
     assert 40 * MEBIBYTE < grown_bytes < 150 * MEBIBYTE
     assert (used.user_cpu_seconds or 0) + (used.system_cpu_seconds or 0) > 0.09
+
+
+def descriptors_of(name: str) -> list[int]:
+    fds = Path("/proc/self/fd")
+    return [int(fd) for fd in os.listdir(fds) if os.path.realpath(fds / fd).endswith(name)]
+
+
+def test_a_meter_writes_to_no_file_that_took_the_place_of_its_own(tmp_path: Path) -> None:
+    usage.Meter()
+    [ours] = descriptors_of("/clear_refs")
+    for _ in range(2):
+        usage.Meter()
+    assert descriptors_of("/clear_refs") == [ours]
+    os.close(ours)
+    with open(tmp_path / "a file of a job", "wb") as opened:
+        os.dup2(opened.fileno(), ours)
+    try:
+        block = bytearray(b"x") * (200 * MEBIBYTE)
+        del block
+        used = usage.Meter().read()
+        assert os.fstat(ours).st_size == 0
+    finally:
+        os.close(ours)
+    now = usage.look(os.getpid())
+    assert now is not None
+    assert (used.peak_memory_bytes or 0) - now.resident_bytes < 100 * MEBIBYTE
+    assert len(descriptors_of("/clear_refs")) == 1
 
 
 def test_of_two_views_each_greater_amount_is_taken() -> None:

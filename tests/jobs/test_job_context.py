@@ -51,6 +51,23 @@ def test_waiting_ends_when_the_time_is_up_or_the_run_is_to_end(flag: CancelFlag,
     assert flag.noticed
 
 
+def test_all_that_wait_are_woken_and_whoever_comes_later_need_not_wait(flag: CancelFlag, context: JobContext) -> None:
+    waiting = [threading.Thread(target=context.wait_cancelled) for _ in range(5)]
+    for thread in waiting:
+        thread.start()
+    flag.set()
+    for thread in waiting:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in waiting)
+    assert context.wait_cancelled()
+
+
+def test_a_flag_that_was_set_before_anybody_waited_is_not_waited_for(flag: CancelFlag, context: JobContext) -> None:
+    flag.set()
+    assert context.wait_cancelled()
+    assert flag.noticed
+
+
 def test_an_interrupt_is_called_when_the_flag_is_set_or_at_once_if_it_is(flag: CancelFlag) -> None:
     calls: list[str] = []
     flag.interrupt_with(lambda: calls.append("later"))
