@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from durablestack.errors import EnqueueUncertain, PayloadError, StoreUnavailable
 from durablestack.events import tracing
-from durablestack.ids import new_run_id
+from durablestack.ids import new_run_id, new_run_ids
 from durablestack.jobs import JobRegistry
 from durablestack.runs import NewRun
 from durablestack.stores.contract import Store, checked_run_id
@@ -134,8 +134,21 @@ class DurableStackClient:
         args = list(args)
         if run_ids is not None and len(run_ids) != len(args):
             raise PayloadError(f"{len(run_ids)} run_ids were given for {len(args)} runs; there must be one for each")
-        ids = run_ids or [new_run_id() for _ in args]
-        return [self.new_run(job, each, run_id=run_id) for each, run_id in zip(args, ids, strict=True)]
+        registration = self._jobs.find(job)
+        encode, bytes_max = registration.codec.encode, self._payload_bytes_max
+        name, max_attempts = registration.name, registration.max_attempts
+        recurring = registration.recurrence is not None
+        ids = new_run_ids(len(args)) if run_ids is None else [checked_run_id(run_id) for run_id in run_ids]
+        return [
+            NewRun(
+                id=run_id,
+                job_name=name,
+                payload=encode(each, bytes_max),
+                max_attempts=max_attempts,
+                recurring=recurring,
+            )
+            for each, run_id in zip(args, ids, strict=True)
+        ]
 
     def _store_runs(self, runs: Sequence[NewRun], connection: Any) -> None:
         with _traced(runs) as traced:

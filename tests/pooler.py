@@ -46,9 +46,14 @@ def read_message(side: socket.socket) -> Message:
 
 
 class TransactionPooler:
-    """Listens on `port` of the loopback while it is entered."""
+    """Listens on `port` of the loopback while it is entered.
 
-    def __init__(self, target_port: int, *, sessions: int = 4) -> None:
+    As PgBouncer does, it gives each client a key of its own to cancel with; with `tells_process` that of some session,
+    whose process the client then takes for the one that it speaks to.
+    """
+
+    def __init__(self, target_port: int, *, sessions: int = 4, tells_process: bool = False) -> None:
+        self._tells_process = tells_process
         self._target = ("127.0.0.1", target_port)
         self._lock = threading.Lock()
         self._returned = threading.Condition(self._lock)
@@ -79,7 +84,7 @@ class TransactionPooler:
         told: list[Message] = []
         while not told or told[-1].kind != b"Z":
             told.append(read_message(session))
-        self.greeting = b"".join(map(bytes, told))
+        self.greeting = b"".join(bytes(message) for message in told if self._tells_process or message.kind != b"K")
         return session
 
     def take(self) -> socket.socket:

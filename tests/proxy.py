@@ -8,6 +8,7 @@ client ──> Connection (one thread) ──> target
 """
 
 import contextlib
+import re
 import selectors
 import socket
 import struct
@@ -27,6 +28,7 @@ QUIET_SECONDS = 0.05
 PIECE_SECONDS = 0.05
 JOIN_TIMEOUT_SECONDS = 15.0
 COMMIT = b"commit"
+SYNC = b"S\0\0\0\4"  # with PostgreSQL the end of a pipeline, which commits what nobody has begun
 
 When = Literal["before", "after"]
 
@@ -74,6 +76,22 @@ class Cut:
         self.marker = marker
 
 
+class Prepared:
+    """The statements that psycopg has prepared on one connection: later it sends no more than their names."""
+
+    PARSE = re.compile(rb"P.{4}(_pg3_\d+)\0([^\0]+)\0", re.DOTALL)
+    BIND = re.compile(rb"B.{4}\0(_pg3_\d+)\0", re.DOTALL)
+
+    def __init__(self) -> None:
+        self._texts: dict[bytes, bytes] = {}
+
+    def spelled_out(self, chunk: bytes) -> bytes:
+        """The client's bytes, after the texts of the statements that they name."""
+        self._texts.update(self.PARSE.findall(chunk))
+        named = [self._texts.get(name, b"") for name in self.BIND.findall(chunk)]
+        return b"".join([*named, chunk])
+
+
 class CommitWatch:
     """Looks for the marker, then for the commit, in the client's bytes of one connection."""
 
@@ -91,7 +109,7 @@ class CommitWatch:
                 return False
             self._marked, text = True, rest
         self._tail = _last(text, len(COMMIT) - 1)
-        return COMMIT in text.lower()
+        return COMMIT in text.lower() or SYNC in text
 
 
 def _last(text: bytes, length: int) -> bytes:
@@ -310,6 +328,7 @@ class Connection:
         self._client = client
         self._server: socket.socket | None = None
         self._watch: CommitWatch | None = None
+        self._prepared = Prepared()
         self._lossy = False
         self._waker = Waker()
         self._resetting = threading.Event()
@@ -407,6 +426,7 @@ class Connection:
         return chunk != b""
 
     def _cut_to_make(self, chunk: bytes) -> Cut | None:
+        chunk = self._prepared.spelled_out(chunk)
         cut = self._proxy.armed_cut()
         if cut is None:
             return None

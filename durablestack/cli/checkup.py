@@ -20,7 +20,7 @@ from durablestack.options import ConnectionTarget, StorageProvider, redact
 from durablestack.queries import TAKE_MAX
 from durablestack.runs import Run
 from durablestack.stack import DurableStack
-from durablestack.stores.contract import Store
+from durablestack.stores.contract import OldSnapshot, Store
 from durablestack.stores.migrate import SCHEMA_VERSION
 
 from .application import missing_file
@@ -32,6 +32,8 @@ _UNCLAIMED_AFTER = timedelta(minutes=1)
 _COUNT_MAX = 10_000
 _NAMES_SHOWN_MAX = 20
 _POSTGRES_MIN = 120_000
+_OLD_AFTER = timedelta(minutes=5)
+_OLD_CHANGES = 100_000
 _WAL_RESET_BUG_SINCE, _WAL_RESET_BUG_UNTIL = (3, 7, 0), (3, 51, 3)
 _NETWORK_FILE_SYSTEMS = {
     *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "gpfs", "beegfs", "vboxsf"),
@@ -87,6 +89,7 @@ def _database(stack: DurableStack, store: Store, target: ConnectionTarget, *, wi
     yield _connection(store, target)
     yield _clock(store)
     yield from server_findings(target.provider, store.server_facts())
+    yield from _snapshots(store)
     store.verify_schema()
     prefix = stack.options.database_table_prefix or ""
     yield Finding(Level.OK, "schema", f"the tables {prefix}durable_stack_* are there, in version {SCHEMA_VERSION}")
@@ -222,6 +225,27 @@ def _sqlite(facts: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding(Level.ADVICE, "durability", text)
     elif facts["journal_mode"] == "wal":
         yield Finding(Level.OK, "durability", "what is committed survives a crash (journal_mode wal, synchronous full)")
+
+
+def _snapshots(store: Store) -> Iterator[Finding]:
+    try:
+        oldest = store.oldest_snapshot()
+    except StoreError as error:  # not everybody may see the transactions of others
+        yield Finding(Level.OK, "snapshots", f"who holds an old one cannot be seen: {error}")
+        return
+    if oldest is not None:
+        yield snapshot_finding(oldest)
+
+
+def snapshot_finding(oldest: OldSnapshot) -> Finding:
+    """A snapshot keeps the database from removing what has ended since, in all of its tables."""
+    age = f"for {_shown(oldest.held_for)}" if oldest.held_for is not None else "for an unknown time"
+    text = f"{oldest.holder} holds the oldest, {age}, {oldest.changes} transactions back"
+    is_old = oldest.changes >= _OLD_CHANGES if oldest.held_for is None else oldest.held_for >= _OLD_AFTER
+    if not is_old:
+        return Finding(Level.OK, "snapshots", text)
+    advice = "the database cannot clean up behind what has ended since, and slows down; end it, or make it shorter"
+    return Finding(Level.ADVICE, "snapshots", f"{text}: {advice}")
 
 
 def _file_system(target: ConnectionTarget, mounts: Path) -> Iterator[Finding]:

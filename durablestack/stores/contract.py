@@ -4,6 +4,8 @@
                                                 |
                                                 +--record--> succeeded | failed | cancelled | pending
 
+`exchange` is `record` and `claim_due_runs` in one transaction, of which each is the other half left out.
+
 A store is synchronous and safe to use from several threads. Due, lease and expiry are decided by the
 store's own clock. Every write about an attempt shows its lease; one whose lease is no longer the run's
 is refused, which the caller learns by its absence from what is returned.
@@ -14,7 +16,7 @@ when its tables are not the ones expected.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
@@ -61,13 +63,28 @@ class Claim(Struct, frozen=True, kw_only=True):
     """Whether to look for expired leases as well; a busy claimer need not do so each time."""
     worker_id: UUID | None = None
     """The life of the supervisor that claims, by which its leases are found should it be over."""
+    begin_max: int | None = None
+    """How many of the runs may be ones that cannot wait; None for any number."""
+    may_wait: Collection[str] = ()
+    """Jobs whose runs may wait behind others, unless they are at their last attempt."""
 
 
 class Claimed(Struct, frozen=True):
-    """What a claim brought: runs that are now ours, and runs whose lease was found expired."""
+    """What a claim brought: runs that are now ours, and runs whose lease was found expired.
+
+    `passed_over` runs were found due as well, within the size of the batch, and left as they are.
+    """
 
     runs: list[Run]
     expired: list[ExpiredRun]
+    passed_over: int = 0
+
+
+class Exchanged(Struct, frozen=True):
+    """What `record` and `claim_due_runs` answer, of one transaction. No run is both recorded and claimed by it."""
+
+    recorded: dict[UUID, RunStatus]
+    claimed: Claimed
 
 
 class ExpiredRun(Struct, frozen=True):
@@ -114,6 +131,16 @@ class Backlog(Struct, frozen=True):
         return 0.0 if self.oldest_due_for is None else self.oldest_due_for.total_seconds()
 
 
+class OldSnapshot(Struct, frozen=True):
+    """Somebody who may still read what has been changed since, so that the database cannot clean up behind it."""
+
+    holder: str
+    held_for: timedelta | None
+    """None where the database does not tell."""
+    changes: int
+    """How many transactions there were since, about."""
+
+
 ChangeSchedule = Callable[[Schedule | None, datetime], Schedule | None]
 """From what is stored (None: nothing) and the store's time to what is to be stored; None leaves it as it is."""
 
@@ -145,6 +172,25 @@ def after_outcome(outcome: Outcome, *, cancel_requested: bool) -> RunStatus:
             return RunStatus.CANCELLED
 
 
+def taken_by(claim: Claim, due: list[Run], recorded: Mapping[UUID, RunStatus]) -> list[Run]:
+    """Of the runs that are due, as the claim would leave them, those that it takes; the others are passed over.
+
+    What was recorded in the same transaction waits for the next claim. Or a run could be ours twice, under an outcome
+    and under a new lease: to give the lease back, should the answer be lost, would make the outcome unknown.
+    """
+    begin_left = len(due) if claim.begin_max is None else claim.begin_max
+    taken: list[Run] = []
+    for run in due:
+        if run.id in recorded:
+            continue
+        if run.attempt >= run.max_attempts or run.job_name not in claim.may_wait:
+            if begin_left <= 0:
+                continue
+            begin_left -= 1
+        taken.append(run)
+    return taken
+
+
 def scheduled_run(schedule: Schedule, slot: datetime | None) -> NewRun:
     """A run of a schedule: for one of its slots, or beside them."""
     return NewRun(
@@ -156,6 +202,25 @@ def scheduled_run(schedule: Schedule, slot: datetime | None) -> NewRun:
         recurring=True,
         slot=slot,
     )
+
+
+class Listener(Protocol):
+    """Hears that runs were enqueued, by whatever process. What it hears is a hint: it may be late, wrong, or missing.
+
+    Used by one task. Its methods raise StoreUnavailable where what it listens to is lost; it may be opened anew.
+    """
+
+    async def open(self) -> None:
+        """Begin to listen."""
+
+    async def works(self) -> bool:
+        """Whether hints arrive, as far as can be told; takes 2 seconds at most, beside the time for an operation."""
+
+    async def heard(self) -> bool:
+        """Wait until there is something to be heard; say whether what follows soon after it may not be heard."""
+
+    async def close(self) -> None:
+        """Listen no longer. Nothing happens where it is closed already."""
 
 
 class Store(Protocol):
@@ -176,6 +241,9 @@ class Store(Protocol):
     def server_facts(self) -> dict[str, str]:
         """Version and settings of the database, by the names that it gives them; empty in memory."""
 
+    def oldest_snapshot(self) -> OldSnapshot | None:
+        """Who holds the oldest snapshot, but for ourselves; None if nobody does, or where it does not matter."""
+
     def enqueue(self, runs: Sequence[NewRun], connection: Any = None) -> None:
         """Store runs, all or none. A run whose id is there already is left as it is: repeating is safe."""
 
@@ -184,6 +252,12 @@ class Store(Protocol):
 
     def claim_due_runs(self, claim: Claim) -> Claimed:
         """Lease runs that are due, earliest first, of registered jobs only; before, if asked to, end expired leases."""
+
+    def exchange(self, outcomes: Sequence[Outcome], claim: Claim) -> Exchanged:
+        """`record` and then `claim_due_runs` in one transaction: both or neither.
+
+        A run whose outcome makes it due at once is passed over by this claim, and taken by the next.
+        """
 
     def release_claim(self, lease_token: UUID) -> set[UUID]:
         """Give back, attempt refunded, what a claim leased whose answer never arrived."""
@@ -309,6 +383,9 @@ class Store(Protocol):
 
     def prune_runs(self, older_than: timedelta, batch_size: int) -> int:
         """Delete up to `batch_size` runs that ended longer ago; return how many were deleted."""
+
+    def listen(self) -> Listener | None:
+        """A way to hear that somebody has enqueued; None where there is none, or where it is not wanted."""
 
     def close(self) -> None:
         """Give up all connections. The store is not used afterwards."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -43,6 +43,7 @@ from .contract import (
     ChangeSchedule,
     Claim,
     Claimed,
+    Exchanged,
     ExpiredRun,
     Extended,
     Requests,
@@ -51,6 +52,7 @@ from .contract import (
     after_expiry,
     after_outcome,
     scheduled_run,
+    taken_by,
 )
 
 
@@ -98,6 +100,9 @@ class InMemoryStore:
     def server_facts(self) -> dict[str, str]:
         return {}
 
+    def oldest_snapshot(self) -> None:
+        return None
+
     def enqueue(self, runs: Sequence[NewRun], connection: Any = None) -> None:
         if connection is not None:
             raise StoreError("connection= was given, but the in-memory store has no transactions to take part in")
@@ -134,11 +139,26 @@ class InMemoryStore:
     # --- claim
 
     def claim_due_runs(self, claim: Claim) -> Claimed:
+        return self.exchange((), claim).claimed
+
+    def exchange(self, outcomes: Sequence[Outcome], claim: Claim) -> Exchanged:
         with self._locked() as now:
-            found = self._expired(now)[:EXPIRED_PER_CLAIM_MAX] if claim.end_expired else []
-            expired = [self._end_expired_lease(run, now) for run in found]
-            runs = [self._leased_by(claim, run, now) for run in self._take_due(claim, now)]
-        return Claimed(runs, expired)
+            recorded = self._record(outcomes, now)
+            claimed = self._claim(claim, now, recorded)
+        return Exchanged(recorded, claimed)
+
+    def _claim(self, claim: Claim, now: datetime, recorded: Mapping[UUID, RunStatus]) -> Claimed:
+        found = self._expired(now)[:EXPIRED_PER_CLAIM_MAX] if claim.end_expired else []
+        expired = [self._end_expired_lease(run, now) for run in found]
+        due = [self._leased_by(claim, run, now) for run in self._take_due(claim, now)]
+        taken = taken_by(claim, due, recorded)
+        for run in taken:
+            self._worker_ids[run.id] = claim.worker_id
+            self._put(run)
+        for run in due:
+            if self._runs[run.id].status is RunStatus.PENDING:
+                heapq.heappush(self._due, (run.scheduled_for, run.id))
+        return Claimed(taken, expired, len(due) - len(taken))
 
     def _expired(self, now: datetime) -> list[Run]:
         leased = (self._runs[id] for id in sorted(self._leased))
@@ -179,18 +199,16 @@ class InMemoryStore:
             heapq.heappush(self._due, entry)
         return taken
 
-    def _leased_by(self, claim: Claim, run: Run, now: datetime) -> Run:
-        self._worker_ids[run.id] = claim.worker_id
-        return self._put(
-            replace(
-                run,
-                status=RunStatus.LEASED,
-                attempt=run.attempt + 1,
-                lease_owner=claim.worker_name,
-                lease_token=claim.lease_token,
-                lease_until=now + claim.lease_duration,
-                started_at=now,
-            )
+    @staticmethod
+    def _leased_by(claim: Claim, run: Run, now: datetime) -> Run:
+        return replace(
+            run,
+            status=RunStatus.LEASED,
+            attempt=run.attempt + 1,
+            lease_owner=claim.worker_name,
+            lease_token=claim.lease_token,
+            lease_until=now + claim.lease_duration,
+            started_at=now,
         )
 
     def release_claim(self, lease_token: UUID) -> set[UUID]:
@@ -225,16 +243,19 @@ class InMemoryStore:
     # --- record
 
     def record(self, outcomes: Sequence[Outcome]) -> dict[UUID, RunStatus]:
-        recorded: dict[UUID, RunStatus] = {}
         with self._locked() as now:
-            for outcome in outcomes:
-                lease = outcome.lease
-                if self._holds(lease):
-                    self._write(self._runs[lease.run_id], outcome, now)
-                    self._last_tokens[lease.run_id] = lease.token
-                    recorded[lease.run_id] = self._runs[lease.run_id].status
-                elif self._last_tokens.get(lease.run_id) == lease.token:
-                    recorded[lease.run_id] = self._runs[lease.run_id].status  # before
+            return self._record(outcomes, now)
+
+    def _record(self, outcomes: Sequence[Outcome], now: datetime) -> dict[UUID, RunStatus]:
+        recorded: dict[UUID, RunStatus] = {}
+        for outcome in outcomes:
+            lease = outcome.lease
+            if self._holds(lease):
+                self._write(self._runs[lease.run_id], outcome, now)
+                self._last_tokens[lease.run_id] = lease.token
+                recorded[lease.run_id] = self._runs[lease.run_id].status
+            elif self._last_tokens.get(lease.run_id) == lease.token:
+                recorded[lease.run_id] = self._runs[lease.run_id].status  # before
         return recorded
 
     def _write(self, run: Run, outcome: Outcome, now: datetime) -> None:
@@ -546,6 +567,9 @@ class InMemoryStore:
                 self._stacks.pop(id, None)
                 self._recurring.discard(id)
         return len(old)
+
+    def listen(self) -> None:
+        """Whoever enqueues is in this process."""
 
     def close(self) -> None:
         return

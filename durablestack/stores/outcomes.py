@@ -1,9 +1,10 @@
-"""How attempts end, as it is written down: by key, in runs that whoever calls has locked."""
+"""How attempts end, as it is written down: by key, in runs that are locked."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 from msgspec import Struct
 
@@ -24,8 +25,9 @@ from durablestack.runs import (
 )
 
 from .contract import ATTEMPTS_KEPT_MAX, ExpiredRun, after_expiry, after_outcome
-from .rows import Rows, error_parameters, output_parameters, usage_parameters
-from .session import Session
+from .leases import lock
+from .rows import error_parameters, output_parameters, usage_parameters
+from .session import Answer, Session
 
 
 class Recordable(Struct, frozen=True):
@@ -41,7 +43,63 @@ class Recordable(Struct, frozen=True):
         return after_outcome(self.outcome, cancel_requested=self.cancel_requested)
 
 
-def write_outcomes(tx: Session, recordables: Sequence[Recordable]) -> None:
+def is_plain_success(outcome: Outcome) -> bool:
+    """Whether nothing is to be written of it but in its run: the first attempt has no history."""
+    return isinstance(outcome, Succeeded) and outcome.lease.attempt == 1
+
+
+def record(tx: Session, outcomes: Sequence[Outcome]) -> dict[UUID, RunStatus]:
+    """Write down how attempts ended, as far as they show the leases of their runs; see the contract."""
+    stored = tx.dialect.from_uuid
+    by_lease = {(stored(outcome.lease.run_id), stored(outcome.lease.token)): outcome for outcome in outcomes}
+    recorded: dict[UUID, RunStatus] = {}
+    recordables: list[Recordable] = []
+    rows = lock(tx, {outcome.lease.run_id for outcome in outcomes})
+    for id, status, lease_token, last_token, started_at, cancel_requested_at in rows:
+        if (outcome := by_lease.get((id, last_token))) is not None:
+            recorded[outcome.lease.run_id] = RunStatus(status)  # before, and the answer was lost
+        if status == RunStatus.LEASED and (outcome := by_lease.get((id, lease_token))) is not None:
+            recordable = Recordable(outcome, started_at, cancel_requested_at is not None)
+            recordables.append(recordable)
+            recorded[outcome.lease.run_id] = recordable.status
+    _write_outcomes(tx, recordables)
+    return recorded
+
+
+def ask_to_succeed(tx: Session, outcomes: Sequence[Outcome]) -> Answer:
+    """Lock and write in one statement, in the order of the ids, as everyone does; the answer is how many."""
+    if not outcomes:
+        return lambda: [(0,)]
+    shown = sorted((o for o in outcomes if isinstance(o, Succeeded)), key=lambda o: o.lease.run_id.int)
+    with_output = any(outcome.output for outcome in shown)
+    return tx.ask(
+        "RUNS_SUCCEED_SHOWN",
+        ids=[outcome.lease.run_id for outcome in shown],
+        tokens=[outcome.lease.token for outcome in shown],
+        stdout_tails=[outcome.output.stdout_tail for outcome in shown] if with_output else [],
+        stderr_tails=[outcome.output.stderr_tail for outcome in shown] if with_output else [],
+    )
+
+
+def end_expired_lease(tx: Session, row: Sequence[Any]) -> ExpiredRun:
+    """Write what becomes of a run whose holder is gone, and the holder's token with it."""
+    id, job_name, attempt, max_attempts, owner, token, started_at, cancel_requested_at = row
+    lease = Lease(tx.rows.uuid(id), tx.rows.uuid(token), attempt, owner or "")  # before anything is written
+    status, message = after_expiry(attempt, max_attempts, owner, cancel_requested=cancel_requested_at is not None)
+    tx.run(
+        "RUN_EXPIRED_UPDATE",
+        id=id,
+        status=status.value,
+        terminal=int(status.terminal),
+        error_type=None if status is RunStatus.CANCELLED else LEASE_EXPIRED,
+        error_message=message,
+    )
+    failure = Failure(error_type=LEASE_EXPIRED, error_message=message)
+    _keep_attempt(tx, lease, AttemptOutcome.EXPIRED, started_at, failure)
+    return ExpiredRun(lease.run_id, job_name, attempt, owner, status)
+
+
+def _write_outcomes(tx: Session, recordables: Sequence[Recordable]) -> None:
     """Successes are written together, and so are releases; of the others each has something of its own to tell."""
     succeeded: list[Succeeded] = []
     released: list[Released] = []
@@ -69,26 +127,8 @@ def write_outcomes(tx: Session, recordables: Sequence[Recordable]) -> None:
         tx.run("RUNS_RELEASE", ids=sorted(outcome.lease.run_id for outcome in released))
 
 
-def end_expired_lease(tx: Session, rows: Rows, row: Sequence[Any]) -> ExpiredRun:
-    """Write what becomes of a run whose holder is gone, and the holder's token with it."""
-    id, job_name, attempt, max_attempts, owner, token, started_at, cancel_requested_at = row
-    lease = Lease(rows.uuid(id), rows.uuid(token), attempt, owner or "")  # before anything is written
-    status, message = after_expiry(attempt, max_attempts, owner, cancel_requested=cancel_requested_at is not None)
-    tx.run(
-        "RUN_EXPIRED_UPDATE",
-        id=id,
-        status=status.value,
-        terminal=int(status.terminal),
-        error_type=None if status is RunStatus.CANCELLED else LEASE_EXPIRED,
-        error_message=message,
-    )
-    failure = Failure(error_type=LEASE_EXPIRED, error_message=message)
-    _keep_attempt(tx, lease, AttemptOutcome.EXPIRED, started_at, failure)
-    return ExpiredRun(lease.run_id, job_name, attempt, owner, status)
-
-
 def _write_succeeded(tx: Session, succeeded: Sequence[Succeeded]) -> None:
-    tx.run("RUNS_SUCCEED", ids=sorted(outcome.lease.run_id for outcome in succeeded))
+    tx.run("RUNS_SUCCEED", ids=[outcome.lease.run_id for outcome in succeeded])  # in the order in which they are locked
     with_output = (outcome for outcome in succeeded if outcome.output)
     tx.run_many("RUN_OUTPUT_UPDATE", ({"id": o.lease.run_id, **output_parameters(o.output)} for o in with_output))
 

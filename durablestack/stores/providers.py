@@ -35,7 +35,8 @@ def open_store(
         return InMemoryStore()
     match provider:
         case StorageProvider.POSTGRES:
-            begin = POSTGRES.begin.format(timeout_ms=int(timeout_seconds * 1000))
+            # the server is to give up before we do: what it says of a transaction is certain, our own time-out is not
+            begin = POSTGRES.begin.format(timeout_ms=int(timeout_seconds * 800))
             dialect, connect = POSTGRES, partial(PostgresConnections, target, begin, connections_max=connections_max)
         case StorageProvider.MY_SQL:
             dialect, connect = MYSQL, partial(mysql_connections, target, MYSQL.begin, connections_max=connections_max)
@@ -47,4 +48,5 @@ def open_store(
             dialect, connect = SQLITE, partial(SqliteConnections, target, SQLITE.begin, synchronous=synchronous)
         case StorageProvider.IN_MEMORY:
             raise AssertionError(f"{provider} has no connection")
-    return SqlStore(PerProcess(partial(connect, timeout_seconds=timeout_seconds)), dialect, prefix)
+    connections = PerProcess(partial(connect, timeout_seconds=timeout_seconds))
+    return SqlStore(connections, dialect, prefix, wake_on_enqueue=options.wake_on_enqueue)

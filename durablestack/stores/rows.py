@@ -15,7 +15,7 @@ from durablestack.runs import Attempt, AttemptOutcome, EndedBy, Failure, NewRun,
 from durablestack.schedules import Schedule
 from durablestack.workers import Worker
 
-from .contract import Claim, Stack
+from .contract import Claim, OldSnapshot, Stack
 from .dialects import Dialect
 from .statements import ATTEMPT_COLUMNS, JOB_COLUMNS, RUN_COLUMNS, WORKER_COLUMNS
 
@@ -93,7 +93,7 @@ class Rows:
 
     def claimed_run(self, row: Sequence[Any], claim: Claim) -> Run:
         """The run as the claim that read the row has left it."""
-        id, job_name, payload, scheduled_for, attempt, max_attempts, created_at, slot, trace_context, crash_count = row
+        id, job_name, payload, scheduled_for, attempt, max_attempts, created_at, slot, trace_context, crashes, _ = row
         try:
             return Run(
                 id=self.uuid(id),
@@ -108,7 +108,7 @@ class Rows:
                 lease_token=claim.lease_token,
                 slot=self._dialect.to_datetime(slot),
                 trace_context=trace_context,
-                crash_count=int(crash_count),
+                crash_count=int(crashes),
             )
         except _UNREADABLE as error:
             raise _unreadable(row, error) from error
@@ -121,6 +121,10 @@ class Rows:
             return None if asked is None else Stack(asked, self._dialect.to_datetime(taken_at), text)
         except _UNREADABLE as error:
             raise _unreadable(row, error) from error
+
+    def old_snapshot(self, row: Sequence[Any]) -> OldSnapshot:
+        holder, seconds, changes = row
+        return OldSnapshot(holder, None if seconds is None else timedelta(seconds=float(seconds)), int(changes))
 
     def worker(self, row: Sequence[Any]) -> Worker:
         try:
@@ -138,6 +142,8 @@ class Rows:
         return Schedule(**{**fields, **flags, "every": _interval(every_seconds)})
 
     def uuid(self, value: Any) -> UUID:
+        if type(value) is UUID:
+            return value
         uuid = self.uuid_or_none(value)
         if uuid is None:
             raise UnreadableRow(f"{value!r} is no id and no token: the table was altered by hand")

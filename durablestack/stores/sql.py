@@ -3,60 +3,47 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-from durablestack.errors import ScheduleError
-from durablestack.ids import new_run_id
-from durablestack.runs import (
-    CANCELLED_MESSAGE,
-    Attempt,
-    Failure,
-    Lease,
-    NewRun,
-    Outcome,
-    Output,
-    Released,
-    Run,
-    RunStatus,
-)
+from durablestack.runs import Attempt, Lease, NewRun, Outcome, Released, Run, RunStatus
 from durablestack.schedules import Schedule
-from durablestack.text import ERROR_MESSAGE_LENGTH_MAX, clean
 from durablestack.workers import Worker
 
-from . import migrate
+from . import claims, inserts, migrate, recurring, wishes
 from .connections import Connections, Transaction
-from .connections.callers import async_driver_connection, in_callers_transaction
+from .connections.callers import async_driver_connection, in_callers_transaction, may_notify
+from .connections.transaction import AlreadyThere
 from .contract import (
-    EXPIRED_PER_CLAIM_MAX,
     WORKERS_PER_PRUNE_MAX,
     Backlog,
     ChangeSchedule,
     Claim,
     Claimed,
+    Exchanged,
     Extended,
+    Listener,
+    OldSnapshot,
     Requests,
     SlotDue,
     Stack,
-    scheduled_run,
 )
 from .dialects import Dialect
-from .outcomes import Recordable, end_expired_lease, write_outcomes
-from .rows import (
-    Rows,
-    UnreadableRow,
-    Value,
-    error_parameters,
-    new_run_parameters,
-    output_parameters,
-    schedule_parameters,
-    worker_parameters,
-)
+from .hints import NO_HINTS, PER_SECOND_MAX, PER_SECOND_OF_CALLERS, HintRate
+from .leases import expire_leases, extend_leases, find_requests
+from .low_water import LowWater
+from .outcomes import ask_to_succeed, is_plain_success, record
+from .rows import Rows, new_run_parameters, worker_parameters
 from .session import Session
 from .statements import TEMPLATES
+
+_CLAIMERS_MAX = 16
+"""Of so many sets of jobs it is remembered how far claims have come."""
 
 
 class SqlStore:
@@ -64,12 +51,22 @@ class SqlStore:
 
     durable = True
 
-    def __init__(self, connections: Connections, dialect: Dialect, prefix: str = "") -> None:
+    def __init__(
+        self, connections: Connections, dialect: Dialect, prefix: str = "", *, wake_on_enqueue: bool = True
+    ) -> None:
         self.dialect = dialect
         self.prefix = prefix
         self._connections = connections
         self._rows = Rows(dialect)
-        self._sql = {name: dialect.render(name, template, prefix) for name, template in TEMPLATES.items()}
+        templates = {**TEMPLATES, **dialect.own}
+        self._sql = {name: dialect.render(name, template, prefix) for name, template in templates.items()}
+        self._low_water = lru_cache(maxsize=_CLAIMERS_MAX)(lambda job_names: LowWater())
+        self._listens = wake_on_enqueue
+        self._channel = f"{prefix}durable_stack"
+        self._hints = self._callers_hints = NO_HINTS
+        if dialect.hint and wake_on_enqueue:
+            self._sql["HINT"] = dialect.render("HINT", dialect.hint, prefix)
+            self._hints, self._callers_hints = HintRate(PER_SECOND_MAX), HintRate(PER_SECOND_OF_CALLERS)
 
     # --- schema
 
@@ -81,193 +78,164 @@ class SqlStore:
 
     def now(self) -> datetime:
         with self._read() as tx:
-            return self._now(tx)
+            return tx.now()
 
     def server_facts(self) -> dict[str, str]:
         with self._connections.read() as tx:
             return {name: str(tx.fetch(probe, {})[0][-1]) for name, probe in self.dialect.facts.items()}
 
+    def oldest_snapshot(self) -> OldSnapshot | None:
+        if not self.dialect.oldest_snapshot:
+            return None
+        with self._connections.read() as tx:
+            rows = tx.fetch(self.dialect.oldest_snapshot, {})
+        return self._rows.old_snapshot(rows[0]) if rows else None
+
     # --- enqueue
 
     def enqueue(self, runs: Sequence[NewRun], connection: Any = None) -> None:
         if connection is not None:
-            self._insert(self._session(in_callers_transaction(connection, self._connections.driver)), runs)
+            tx = in_callers_transaction(connection, self._connections.driver, self._connections.execute_many)
+            self._insert(self._session(tx), runs, self._callers_hints if tx.may_notify else NO_HINTS)
             return
+        began_at = time.monotonic()
+        try:
+            hinted = self._copy(runs) if self._copies(runs) else self._enqueue(runs)
+        except AlreadyThere:  # was one of them: it is left as it is
+            hinted = self._enqueue(runs)
+        if hinted:
+            self._hints.took((time.monotonic() - began_at) / len(runs))
+
+    def _copies(self, runs: Sequence[NewRun]) -> bool:
+        return "RUNS_COPY" in self._sql and inserts.may_be_copied(runs)
+
+    def _copy(self, runs: Sequence[NewRun]) -> bool:
         with self._transaction() as tx:
-            self._insert(tx, runs)
+            inserts.copy(tx, runs)
+            return self._hint(tx, runs, self._hints)
+
+    def _enqueue(self, runs: Sequence[NewRun]) -> bool:
+        connections = self._connections
+        with connections.single() if len(runs) == 1 else connections.transaction() as transaction:
+            return self._insert(self._session(transaction), runs, self._hints)
 
     async def enqueue_async(self, runs: Sequence[NewRun], connection: Any) -> None:
-        cursor = (await async_driver_connection(connection, self._connections.driver)).cursor()
-        parameters = [self.dialect.bind(each) for each in new_run_parameters(runs)]
-        inserted = cursor.executemany(self._sql["RUN_INSERT"], parameters)
-        if inspect.isawaitable(inserted):  # the connection may be synchronous too
-            await inserted
+        driver_connection = await async_driver_connection(connection, self._connections.driver)
+        cursor = driver_connection.cursor()
+        alike = "RUNS_INSERT" in self._sql and inserts.are_alike(runs)
+        if not alike:
+            parameters = [self.dialect.bind(each) for each in new_run_parameters(runs)]
+            await _awaited(cursor.executemany(self._sql["RUN_INSERT"], parameters))
+        for portion in inserts.insert_portions(runs) if alike else ():
+            await _awaited(cursor.execute(self._sql["RUNS_INSERT"], self.dialect.bind(portion)))
+        if may_notify(driver_connection) and (text := self._callers_hints.take(runs)) is not None:
+            await _awaited(cursor.execute(self._sql["HINT"], {"channel": self._channel, "text": text}))
 
-    def _insert(self, tx: Session, runs: Sequence[NewRun]) -> None:
-        tx.run_many("RUN_INSERT", new_run_parameters(runs))
+    def _insert(self, tx: Session, runs: Sequence[NewRun], hints: HintRate) -> bool:
+        """Return whether listeners are told, once it is committed."""
+        inserts.insert(tx, runs)
+        return self._hint(tx, runs, hints)
 
-    # --- claim
+    def _insert_one(self, tx: Session, run: NewRun) -> None:
+        self._insert(tx, [run], self._hints)
+
+    def _hint(self, tx: Session, runs: Sequence[NewRun], hints: HintRate) -> bool:
+        text = hints.take(runs)
+        if text is not None:
+            tx.run("HINT", channel=self._channel, text=text)
+        return text is not None
+
+    # --- claim, record
 
     def claim_due_runs(self, claim: Claim) -> Claimed:
+        return self.exchange((), claim).claimed
+
+    def exchange(self, outcomes: Sequence[Outcome], claim: Claim) -> Exchanged:
+        """First the rows that we may have to wait for: the claim waits for none, so that no two wait for each other."""
+        low_water = self._low_water(frozenset(claim.job_names))
+        if not claim.end_expired and self._at_once(outcomes):
+            return self._exchange_at_once(outcomes, claim, low_water)
         with self._transaction() as tx:
-            rows = tx.fetch("RUNS_EXPIRED_SELECT", limit=EXPIRED_PER_CLAIM_MAX) if claim.end_expired else []
-            expired = self._each(tx, rows, lambda row: end_expired_lease(tx, self._rows, row))
-            rows = tx.fetch("RUNS_DUE_SELECT", job_names=list(claim.job_names), limit=claim.batch_size)
-            runs = self._each(tx, rows, lambda row: self._rows.claimed_run(row, claim))
-            if runs:
-                runs = self._lease(tx, runs, claim)
-        return Claimed(runs, expired)
+            recorded = record(tx, outcomes) if outcomes else {}
+            claimed = claims.claim_due_runs(tx, claim, recorded, low_water)
+        self._forget_marks(outcomes)
+        return Exchanged(recorded, claimed)
 
-    def _each(self, tx: Session, rows: list[tuple[Any, ...]], read: Callable[[tuple[Any, ...]], Value]) -> list[Value]:
-        """What is made of each run; one whose row cannot be read fails for good, or no claim would get past it."""
-        values: list[Value] = []
-        for row in rows:
-            try:
-                values.append(read(row))
-            except UnreadableRow as error:
-                self._rows.tell(error)
-                failure = Failure(error_type="UnreadableRow", error_message=clean(str(error), ERROR_MESSAGE_LENGTH_MAX))
-                tx.run("RUN_FAIL", id=row[0], crashed=0, **error_parameters(failure), **output_parameters(Output()))
-        return values
+    def _forget_marks(self, outcomes: Sequence[Outcome]) -> None:
+        """What was given back is due as it was before, which may be before the mark."""
+        if any(isinstance(outcome, Released) for outcome in outcomes):
+            self._low_water.cache_clear()
 
-    def _lease(self, tx: Session, runs: list[Run], claim: Claim) -> list[Run]:
-        """Lease the runs whose rows we have locked; where the database may think little of locks, those that were."""
-        parameters = {
-            "ids": [run.id for run in runs],
-            "worker_name": claim.worker_name,
-            "worker_id": claim.worker_id,
-            "lease_token": claim.lease_token,
-            "seconds": claim.lease_duration.total_seconds(),
-        }
-        if not self.dialect.tells_leased:
-            tx.run("RUNS_LEASE", **parameters)
-            return runs
-        leased = {self._rows.uuid(row[0]) for row in tx.fetch("RUNS_LEASE", **parameters)}
-        return [run for run in runs if run.id in leased]
+    def _at_once(self, outcomes: Sequence[Outcome]) -> bool:
+        """Whether the database decides by itself what becomes of these."""
+        return "RUNS_SUCCEED_SHOWN" in self._sql and all(map(is_plain_success, outcomes))
+
+    def _exchange_at_once(self, outcomes: Sequence[Outcome], claim: Claim, low_water: LowWater) -> Exchanged:
+        """The same in a single journey."""
+        with self._transaction() as tx:
+            succeeded = ask_to_succeed(tx, outcomes)
+            brought = claims.ask_to_claim(tx, claim, low_water)
+        claimed = brought()
+        return Exchanged(self._succeeded(outcomes, succeeded()), claimed)
+
+    def record(self, outcomes: Sequence[Outcome]) -> dict[UUID, RunStatus]:
+        if not outcomes:
+            return {}
+        if self._at_once(outcomes):
+            with self._transaction() as tx:
+                succeeded = ask_to_succeed(tx, outcomes)
+            return self._succeeded(outcomes, succeeded())
+        with self._transaction() as tx:
+            recorded = record(tx, outcomes)
+        self._forget_marks(outcomes)
+        return recorded
+
+    def _succeeded(self, outcomes: Sequence[Outcome], rows: list[tuple[Any, ...]]) -> dict[UUID, RunStatus]:
+        """Where not all are, it is asked which: the others were recorded before, or are refused now as then."""
+        if rows[0][0] < len(outcomes):
+            with self._transaction() as tx:
+                return record(tx, outcomes)
+        return {outcome.lease.run_id: RunStatus.SUCCEEDED for outcome in outcomes}
 
     def release_claim(self, lease_token: UUID) -> set[UUID]:
         with self._read() as tx:
-            rows = tx.fetch("RUNS_OF_CLAIM_SELECT", lease_token=lease_token)
-        leases = [Lease(self._rows.uuid(id), lease_token, attempt, owner) for id, attempt, owner in rows]
-        return set(self.record([Released(lease) for lease in leases]))
+            releases = claims.releases_of_claim(tx, lease_token)
+        return set(self.record(releases))
 
     # --- hold
 
     def extend_leases(self, leases: Sequence[Lease], lease_duration: timedelta) -> Extended:
         if not leases:
             return Extended(frozenset(), frozenset())
-        shown = {(lease.run_id, lease.token) for lease in leases}
-        held: set[UUID] = set()
-        cancel_requested: set[UUID] = set()
         with self._transaction() as tx:
-            for id, status, lease_token, _, _, cancel_requested_at in self._lock(tx, {run_id for run_id, _ in shown}):
-                run_id = self._rows.uuid(id)
-                if status == RunStatus.LEASED and (run_id, self._rows.uuid_or_none(lease_token)) in shown:
-                    held.add(run_id)
-                    if cancel_requested_at is not None:
-                        cancel_requested.add(run_id)
-            if held:
-                tx.run("LEASES_EXTEND", ids=sorted(held), seconds=lease_duration.total_seconds())
-        return Extended(frozenset(held), frozenset(cancel_requested))
+            return extend_leases(tx, leases, lease_duration)
 
     def find_requests(self, leases: Sequence[Lease]) -> Requests:
         if not leases:
             return Requests()
-        shown = {(lease.run_id, lease.token) for lease in leases}
-        cancel: set[UUID] = set()
-        stack: set[UUID] = set()
         with self._read() as tx:
-            rows = tx.fetch("REQUESTS_SELECT", ids=sorted({run_id for run_id, _ in shown}))
-        for id, token, cancel_requested_at, stack_requested_at, stack_taken_at in rows:
-            run_id = self._rows.uuid(id)
-            if (run_id, self._rows.uuid_or_none(token)) in shown:
-                if cancel_requested_at is not None:
-                    cancel.add(run_id)
-                if stack_requested_at is not None and stack_taken_at is None:
-                    stack.add(run_id)
-        return Requests(frozenset(cancel), frozenset(stack))
+            return find_requests(tx, leases)
 
-    def _lock(self, tx: Session, ids: Collection[UUID]) -> list[tuple[Any, ...]]:
-        """Lock runs in the order of their ids, as everyone does, so that no two wait for each other."""
-        return tx.fetch("LEASES_SELECT_FOR_UPDATE", ids=sorted(ids))
-
-    def _lock_leased(self, tx: Session, ids: Collection[UUID]) -> set[tuple[UUID, UUID | None]]:
-        """Lock runs, and say which are leased, and under which token."""
-        return {
-            (self._rows.uuid(id), self._rows.uuid_or_none(token))
-            for id, status, token, *_ in self._lock(tx, ids)
-            if status == RunStatus.LEASED
-        }
-
-    # --- record
-
-    def record(self, outcomes: Sequence[Outcome]) -> dict[UUID, RunStatus]:
-        if not outcomes:
-            return {}
-        by_lease: dict[tuple[UUID, UUID | None], Outcome] = {(o.lease.run_id, o.lease.token): o for o in outcomes}
-        recorded: dict[UUID, RunStatus] = {}
-        recordables: list[Recordable] = []
-        with self._transaction() as tx:
-            rows = self._lock(tx, {run_id for run_id, _ in by_lease})
-            for id, status, lease_token, last_token, started_at, cancel_requested_at in rows:
-                run_id = self._rows.uuid(id)
-                if (run_id, self._rows.uuid_or_none(last_token)) in by_lease:
-                    recorded[run_id] = RunStatus(status)  # before, and the answer was lost
-                outcome = by_lease.get((run_id, self._rows.uuid_or_none(lease_token)))
-                if status == RunStatus.LEASED and outcome is not None:
-                    recordable = Recordable(outcome, started_at, cancel_requested_at is not None)
-                    recordables.append(recordable)
-                    recorded[run_id] = recordable.status
-            write_outcomes(tx, recordables)
-        return recorded
-
-    # --- cancel, requeue
+    # --- one run
 
     def cancel_run(self, run_id: UUID) -> bool:
         with self._transaction() as tx:
-            rows = tx.fetch("RUN_SELECT_FOR_UPDATE", id=run_id)
-            match RunStatus(rows[0][0]) if rows else None:
-                case RunStatus.PENDING:
-                    tx.run("RUN_CANCEL_PENDING", id=run_id, error_message=CANCELLED_MESSAGE)
-                case RunStatus.LEASED:
-                    tx.run("RUN_REQUEST_CANCEL", id=run_id)
-                case _:
-                    return False
-        return True
+            return wishes.cancel_run(tx, run_id)
 
     def requeue_run(self, run_id: UUID) -> UUID | None:
         with self._transaction() as tx:
-            rows = tx.fetch("RUN_SELECT_FOR_UPDATE", id=run_id)
-            if not rows or rows[0][0] not in (RunStatus.FAILED, RunStatus.CANCELLED):
-                return None
-            _, job_name, payload, max_attempts, recurring_job_name = rows[0]
-            new_run = NewRun(
-                id=new_run_id(),
-                job_name=job_name,
-                payload=payload,
-                max_attempts=max_attempts,
-                requeued_from=run_id,
-                recurring=recurring_job_name is not None,
-            )
-            self._insert(tx, [new_run])
-        return new_run.id
-
-    # --- stacks
+            run = wishes.requeued(tx, run_id)
+            if run is not None:
+                self._insert_one(tx, run)
+        return run.id if run is not None else None
 
     def request_stack(self, run_id: UUID) -> bool:
         with self._transaction() as tx:
-            rows = tx.fetch("RUN_SELECT_FOR_UPDATE", id=run_id)
-            leased = bool(rows) and rows[0][0] == RunStatus.LEASED
-            if leased:
-                tx.run("STACK_REQUEST", id=run_id)
-        return leased
+            return wishes.request_stack(tx, run_id)
 
     def write_stack(self, lease: Lease, text: str) -> bool:
         with self._transaction() as tx:
-            held = self._lock_leased(tx, {lease.run_id}) == {(lease.run_id, lease.token)}
-            if held:
-                tx.run("STACK_WRITE", id=lease.run_id, stack=text)
-        return held
+            return wishes.write_stack(tx, lease, text)
 
     def get_stack(self, run_id: UUID) -> Stack | None:
         with self._read() as tx:
@@ -298,12 +266,7 @@ class SqlStore:
 
     def expire_leases(self, worker_id: UUID) -> int:
         with self._transaction() as tx:
-            rows = tx.fetch("RUNS_OF_WORKER_SELECT", worker_id=worker_id)
-            found = {(self._rows.uuid(id), self._rows.uuid_or_none(token)) for id, token in rows}
-            held = self._lock_leased(tx, {run_id for run_id, _ in found}) & found if found else set()
-            if held:
-                tx.run("LEASES_EXPIRE", ids=sorted(run_id for run_id, _ in held))
-        return len(held)
+            return expire_leases(tx, worker_id)
 
     # --- read
 
@@ -340,7 +303,7 @@ class SqlStore:
         return {status: counted.get(status.value, 0) for status in RunStatus}
 
     def measure_backlog(self, job_names: Collection[str], count_max: int) -> Backlog:
-        with self._read() as tx:
+        with self._transaction() if self.dialect.begin_plans else self._read() as tx:
             ((due, first, now),) = tx.fetch("BACKLOG_SELECT", job_names=list(job_names), limit=count_max)
         return Backlog(int(due), self._rows.instant(now) - self._rows.instant(first) if due else None)
 
@@ -348,16 +311,11 @@ class SqlStore:
 
     def change_schedule(self, job_name: str, change: ChangeSchedule) -> Schedule | None:
         with self._transaction() as tx:
-            before = self._schedule(tx, "JOB_SELECT_FOR_UPDATE", job_name)
-            changed = change(before, self._now(tx))
-            if changed is None:
-                return before
-            tx.run("JOB_INSERT" if before is None else "JOB_UPDATE", **schedule_parameters(changed))
-            return self._schedule(tx, "JOB_SELECT", job_name)  # somebody else may have inserted it before us
+            return recurring.change_schedule(tx, job_name, change)
 
     def get_schedule(self, job_name: str) -> Schedule | None:
         with self._read() as tx:
-            return self._schedule(tx, "JOB_SELECT", job_name)
+            return recurring.find_schedule(tx, job_name)
 
     def list_schedules(self) -> list[Schedule]:
         with self._read() as tx:
@@ -366,56 +324,19 @@ class SqlStore:
     def next_schedules(self, job_names: Collection[str], within: timedelta) -> tuple[datetime, list[Schedule]]:
         with self._read() as tx:
             rows = tx.fetch("JOBS_SELECT_NEXT", job_names=list(job_names), seconds=within.total_seconds())
-            return self._now(tx), self._rows.readable(rows, self._rows.schedule)
+            return tx.now(), self._rows.readable(rows, self._rows.schedule)
 
     def keep_schedules_seen(self, job_names: Collection[str], every: timedelta) -> None:
         with self._transaction() as tx:
-            # in the order of their names, as everyone does, so that no two wait for each other
-            names, seconds = list(job_names), every.total_seconds()
-            unseen = tx.fetch("JOBS_UNSEEN_SELECT_FOR_UPDATE", job_names=names, seconds=seconds)
-            if unseen:
-                tx.run("JOBS_SEEN_UPDATE", job_names=[row[0] for row in unseen])
+            recurring.keep_seen(tx, job_names, every)
 
     def materialize_recurring_run(self, job_name: str, slot_due: SlotDue) -> NewRun | None:
         with self._transaction() as tx:
-            schedule = self._schedule(tx, "JOB_SELECT_SKIP_LOCKED", job_name)
-            if schedule is None or not schedule.enabled:
-                return None
-            slot = slot_due(schedule, self._now(tx))
-            if slot is None or (slot.at is not None and self._has_to_wait(tx, schedule)):
-                return None
-            run = None
-            if slot.at is not None and not tx.fetch("RUN_OF_SLOT_SELECT", job_name=job_name, slot=slot.at):
-                run = scheduled_run(schedule, slot.at)
-                self._insert(tx, [run])
-            tx.run(
-                "JOB_MATERIALIZED_UPDATE",
-                job_name=job_name,
-                next_run_at=slot.next_run_at,
-                last_slot=slot.at or schedule.last_slot,
-            )
-        return run
+            return recurring.materialize(tx, job_name, slot_due, self._insert_one)
 
     def run_schedule_now(self, job_name: str) -> UUID | None:
         with self._transaction() as tx:
-            schedule = self._schedule(tx, "JOB_SELECT_FOR_UPDATE", job_name)
-            if schedule is None:
-                raise ScheduleError(f"there is no schedule of a job {job_name!r}")
-            if self._has_to_wait(tx, schedule):
-                return None
-            run = scheduled_run(schedule, slot=None)
-            self._insert(tx, [run])
-        return run.id
-
-    def _has_to_wait(self, tx: Session, schedule: Schedule) -> bool:
-        """The row of the schedule is locked by us: nobody can make a run of it between this look and our insert."""
-        if schedule.allow_concurrent_runs:
-            return False
-        return bool(tx.fetch("RUNS_ACTIVE_SELECT", job_name=schedule.job_name, limit=1))
-
-    def _schedule(self, tx: Session, statement: str, job_name: str) -> Schedule | None:
-        rows = tx.fetch(statement, job_name=job_name)
-        return self._rows.schedule(rows[0]) if rows else None
+            return recurring.run_now(tx, job_name, self._insert_one)
 
     # --- prune
 
@@ -427,6 +348,11 @@ class SqlStore:
                 tx.run("ATTEMPTS_DELETE", ids=ids)
                 tx.run("RUNS_DELETE", ids=ids)
         return len(ids)
+
+    # --- hints
+
+    def listen(self) -> Listener | None:
+        return self._connections.listen(self._channel) if self._listens else None
 
     def close(self) -> None:
         self._connections.close()
@@ -445,7 +371,9 @@ class SqlStore:
             yield self._session(tx)
 
     def _session(self, tx: Transaction) -> Session:
-        return Session(tx, self._sql, self.dialect)
+        return Session(tx, self._sql, self.dialect, self._rows)
 
-    def _now(self, tx: Session) -> datetime:
-        return self._rows.instant(tx.fetch("CLOCK_SELECT")[0][0])
+
+async def _awaited(value: Any) -> Any:
+    """A caller's connection may be synchronous too."""
+    return await value if inspect.isawaitable(value) else value

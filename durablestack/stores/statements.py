@@ -10,6 +10,10 @@ RUN_COLUMNS = (
     "completed_at_utc, lease_owner, lease_token, lease_until_utc, cancel_requested_at_utc, error_type, "
     "error_message, error_detail, stdout_tail, stderr_tail, requeued_from, slot_utc, trace_context, crash_count"
 )
+DUE_COLUMNS = (
+    "id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context, "
+    "crash_count"
+)
 ATTEMPT_COLUMNS = (
     "run_id, attempt, worker_name, started_at_utc, ended_at_utc, outcome, "
     "error_type, error_message, error_detail, signal, exit_code, ended_by, peak_memory_bytes, user_cpu_seconds, "
@@ -63,17 +67,23 @@ set status = :status,
 where id = :id
 """
 
-RUNS_DUE_SELECT = """
-select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context,
-       crash_count
-from {runs} {skip_locked_hint}
+RUNS_DUE_SELECT = f"""
+select {DUE_COLUMNS},
+       {{statement_seconds}}
+from {{runs}} {{skip_locked_hint}}
 where status = 'pending'
-  and scheduled_for_utc <= {now}
-  and job_name {in_job_names}
+  and scheduled_for_utc <= {{now}}
+  and job_name {{in_job_names}}
 order by scheduled_for_utc, id
-{limit}
-{skip_locked}
+{{limit}}
+{{skip_locked}}
 """
+
+RUNS_DUE_FROM_MARK_SELECT = RUNS_DUE_SELECT.replace(
+    "  and job_name",
+    "  and (scheduled_for_utc > :mark_scheduled_for or scheduled_for_utc = :mark_scheduled_for and id >= :mark_id)\n"
+    "  and job_name",
+)
 
 RUNS_LEASE = """
 update {runs}

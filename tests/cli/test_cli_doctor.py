@@ -1,15 +1,24 @@
 """durablestack doctor"""
 
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
 
+import psycopg
+import pymysql
 import pytest
 from cli_situations import PASSWORD, unreachable_url
 
 from durablestack import DurableStack
-from durablestack.cli.checkup import Level, clock_finding, file_system_of, server_findings
+from durablestack.cli import checkup
+from durablestack.cli.checkup import Level, clock_finding, file_system_of, server_findings, snapshot_finding
 from durablestack.ids import new_run_id
 from durablestack.options import StorageProvider
 from durablestack.runs import NewRun
+from durablestack.stores.contract import OldSnapshot
+from mariadb import MariaDbServer
+from servers import PostgresServer
 
 POSTGRES_FACTS = {
     "server_version": "16.2",
@@ -177,6 +186,88 @@ def test_what_sql_server_would_lose_or_wait_for_is_told():
 
 def test_a_postgresql_that_is_too_old_is_a_problem():
     assert Level.PROBLEM in levels(StorageProvider.POSTGRES, {**POSTGRES_FACTS, "server_version_num": "110022"})
+
+
+@contextmanager
+def transaction_of(dsn: str, name: str) -> Iterator[int]:
+    """The pid of a transaction that somebody has begun, and that goes on."""
+    with psycopg.connect(dsn, application_name=name) as connection:
+        connection.execute("set transaction isolation level repeatable read")
+        row = connection.execute("select pg_backend_pid()").fetchone()
+        assert row is not None
+        yield row[0]
+
+
+def test_doctor_names_who_keeps_postgresql_from_cleaning_up(
+    console, own_postgres: Callable[[], PostgresServer], monkeypatch: pytest.MonkeyPatch
+):
+    dsn = own_postgres().dsn
+    with DurableStack(database_url=dsn) as stack:
+        stack.migrate()
+    with transaction_of(dsn, "a report") as pid:
+        level, text = findings(console("doctor", "--database-url", dsn, "--json"))["snapshots"]
+        assert level == "ok"
+        assert text.startswith(f"the transaction of pid {pid} (a report) holds the oldest, for 0 s")
+        monkeypatch.setattr(checkup, "_OLD_AFTER", timedelta(0))
+        level, text = findings(console("doctor", "--database-url", dsn, "--json"))["snapshots"]
+        assert level == "advice"
+        assert f"pid {pid}" in text
+    assert "snapshots" not in findings(console("doctor", "--database-url", dsn, "--json"))
+
+
+def test_of_prepared_transactions_and_slots_the_oldest_is_told(own_postgres: Callable[[], PostgresServer]):
+    server = own_postgres()
+    with psycopg.connect(server.dsn, autocommit=True) as connection:
+        connection.execute("alter system set max_prepared_transactions = 5")
+    server.stop()
+    server.start()
+    with DurableStack(database_url=server.dsn) as stack, psycopg.connect(server.dsn, autocommit=True) as connection:
+        assert stack.store.oldest_snapshot() is None
+        connection.execute("begin")
+        connection.execute("create table forgotten (id integer)")
+        connection.execute("prepare transaction 'half done'")
+        connection.execute("create table later (id integer)")
+        with transaction_of(server.dsn, "later"):
+            oldest = stack.store.oldest_snapshot()
+            assert oldest is not None
+            assert oldest.holder == "the prepared transaction half done"
+            assert oldest.held_for is not None
+            assert oldest.changes >= 1
+        connection.execute("rollback prepared 'half done'")
+        assert stack.store.oldest_snapshot() is None
+
+
+def test_doctor_names_the_oldest_transaction_of_a_mysql_to_those_who_may_see_it(
+    console, own_mariadb: Callable[[], MariaDbServer]
+):
+    dsn = own_mariadb().dsn
+    with DurableStack(database_url=dsn) as stack:
+        stack.migrate()
+    url = urlsplit(dsn)
+    stranger = url._replace(netloc=f"stranger@{url.hostname}:{url.port}").geturl()
+    with closing(pymysql.connect(host=url.hostname, port=url.port or 0, user=url.username)) as connection:
+        cursor = connection.cursor()
+        cursor.execute("create user stranger")
+        cursor.execute(f"grant all on {url.path[1:]}.* to stranger")
+        cursor.execute("select connection_id()")
+        (number,) = cursor.fetchone() or (0,)
+        cursor.execute("start transaction with consistent snapshot")
+        level, text = findings(console("doctor", "--database-url", dsn, "--json"))["snapshots"]
+        assert level == "ok"
+        assert text.startswith(f"the transaction of connection {number} holds the oldest, for ")
+        level, text = findings(console("doctor", "--database-url", stranger, "--json"))["snapshots"]
+        assert level == "ok"
+        assert text.startswith("who holds an old one cannot be seen: ")
+
+
+def test_a_snapshot_is_old_by_its_time_or_where_that_is_unknown_by_what_happened_since():
+    minute, hour = timedelta(minutes=1), timedelta(hours=1)
+    assert snapshot_finding(OldSnapshot("a slot", None, 10)).level is Level.OK
+    assert snapshot_finding(OldSnapshot("a slot", None, 1_000_000)).level is Level.ADVICE
+    assert snapshot_finding(OldSnapshot("the transaction of pid 7", minute, 1_000_000)).level is Level.OK
+    old = snapshot_finding(OldSnapshot("the transaction of pid 7", hour, 10))
+    assert old.level is Level.ADVICE
+    assert "the transaction of pid 7 holds the oldest, for 1 h" in old.text
 
 
 def test_clocks_that_differ_are_told_with_their_direction():

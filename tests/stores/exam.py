@@ -133,24 +133,31 @@ def enqueue_many(store: Store, count: int, **fields: Any) -> list[UUID]:
     return [run.id for run in runs]
 
 
-def claimed(
-    store: Store,
+def request(
     *,
     batch_size: int = 50,
     job_names: Collection[str] = (JOB,),
     worker_name: str = WORKER,
     token: UUID | None = None,
     lease_duration: timedelta = LEASE_DURATION,
-) -> Claimed:
-    return store.claim_due_runs(
-        Claim(
-            worker_name=worker_name,
-            lease_token=token or uuid4(),
-            job_names=job_names,
-            batch_size=batch_size,
-            lease_duration=lease_duration,
-        )
+    begin_max: int | None = None,
+    may_wait: Collection[str] = (),
+    end_expired: bool = True,
+) -> Claim:
+    return Claim(
+        worker_name=worker_name,
+        lease_token=token or uuid4(),
+        job_names=job_names,
+        batch_size=batch_size,
+        lease_duration=lease_duration,
+        begin_max=begin_max,
+        may_wait=may_wait,
+        end_expired=end_expired,
     )
+
+
+def claimed(store: Store, **options: Any) -> Claimed:
+    return store.claim_due_runs(request(**options))
 
 
 def claim(store: Store, **options: Any) -> list[Run]:

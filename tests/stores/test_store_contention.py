@@ -114,7 +114,7 @@ def test_writes_of_every_kind_in_every_order_at_once_end_without_a_deadlock(plac
             for run_id in chance.sample(ids, 5):
                 store.cancel_run(run_id)
                 store.requeue_run(run_id)
-            enqueue_many(store, 5)
+            enqueue_many(store, 5, max_attempts=1_000)
 
     def prune(store: Store, seed: int) -> None:
         for chance, _ in shuffled(seed):

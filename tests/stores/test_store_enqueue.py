@@ -59,6 +59,36 @@ def test_many_runs_are_enqueued_at_once(store: Store) -> None:
     assert set(all_runs(store)) == set(ids)
 
 
+def test_of_many_runs_each_is_stored_as_it_was_given(store: Store) -> None:
+    """Together, where the database has a way: there and back through arrays, quotes, and portions."""
+    texts = [*HOSTILE_TEXTS.values(), None, "NULL", "null", "{}", '{"a": [1, "b,c"]}', "\\", '\\"', "{a,b}"]
+    origin, at = new_run_id(), datetime(2031, 5, 17, 23, 59, 59, 123_456, tzinfo=timezone(timedelta(hours=-3.5)))
+    runs = [new_run(payload=text) for text in texts]
+    runs += [new_run(payload="1", scheduled_for=at), new_run(payload="2", requeued_from=origin, scheduled_for=None)]
+    runs += [new_run(payload="x" * 400_000) for _ in range(3)] + [new_run() for _ in range(2_100)]
+    store.enqueue([*runs[5:], runs[7], *runs[:9]])
+    stored = all_runs(store)
+    assert stored.keys() == {run.id for run in runs}
+    for run in runs:
+        seen = stored[run.id]
+        assert (seen.payload, seen.requeued_from, seen.max_attempts) == (run.payload, run.requeued_from, 3), run
+        assert run.scheduled_for in (None, seen.scheduled_for)
+
+
+def test_runs_that_are_not_alike_are_stored_at_once_too(store: Store) -> None:
+    runs = [new_run(), new_run(job_name="other"), new_run(max_attempts=9), new_run(trace_context="{}", payload="1")]
+    store.enqueue(runs)
+    stored = all_runs(store)
+    for run in runs:
+        seen = stored[run.id]
+        assert (seen.job_name, seen.max_attempts, seen.trace_context, seen.payload) == (
+            run.job_name,
+            run.max_attempts,
+            run.trace_context,
+            run.payload,
+        )
+
+
 def test_enqueueing_nothing_is_no_error(store: Store) -> None:
     store.enqueue([])
     assert all_runs(store) == {}

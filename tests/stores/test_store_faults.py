@@ -25,6 +25,7 @@ from exam import (
     outcomes,
     query,
     reclaimed_after_expiry,
+    request,
     status,
     the_run,
 )
@@ -141,6 +142,24 @@ def test_a_claim_whose_answer_was_lost_is_given_back(store: Store, proxied: Stor
     assert (run.status, run.attempt) == (RunStatus.PENDING, 0)
     assert store.get_attempts(run_id) == []
     assert claim_one(proxied).attempt == 1
+
+
+@on_examined_servers
+@before_or_after
+def test_an_exchange_whose_answer_was_lost_is_done_whole_or_not_at_all(
+    store: Store, proxied: Store, proxy: TcpProxy, when: When
+) -> None:
+    """Of the two halves either can be asked for first."""
+    lease, waiting, token = enqueue_and_claim(store), enqueue(store), uuid4()
+    proxy.cut_commit(when, b"status = 'leased'")
+    assert uncertain(lambda: proxied.exchange([failed(lease, 0)], request(token=token)))
+    done = when == "after"
+    assert status(store, lease.run_id) is (RunStatus.PENDING if done else RunStatus.LEASED)
+    assert status(store, waiting) is (RunStatus.LEASED if done else RunStatus.PENDING)
+    assert proxied.release_claim(token) == ({waiting} if done else set())
+    assert proxied.record([failed(lease, 0)]) == {lease.run_id: RunStatus.PENDING}
+    assert outcomes(store, lease.run_id) == [(1, "failed")]
+    assert {run.id for run in claim(proxied)} == {lease.run_id, waiting}
 
 
 @on_examined_servers

@@ -20,6 +20,7 @@ from exam import (
     enqueue,
     failed,
     make_due,
+    request,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -31,7 +32,20 @@ PENDING, LEASED, SUCCEEDED = RunStatus.PENDING, RunStatus.LEASED, RunStatus.SUCC
 FAILED, CANCELLED = RunStatus.FAILED, RunStatus.CANCELLED
 
 OPERATIONS = (
-    *("enqueue", "claim", "claim", "claim", "extend", "succeed", "fail", "retry", "retry", "release", "stop"),
+    *(
+        "enqueue",
+        "claim",
+        "claim",
+        "claim",
+        "exchange",
+        "extend",
+        "succeed",
+        "fail",
+        "retry",
+        "retry",
+        "release",
+        "stop",
+    ),
     *("expire", "expire", "cancel", "requeue", "release_claim", "prune", "make_due"),
 )
 steps = st.lists(st.tuples(st.sampled_from(OPERATIONS), st.integers(0, 1000)), min_size=5, max_size=45)
@@ -165,6 +179,20 @@ class Play:
         recorded = self.store.record([outcome])
         run_id = outcome.lease.run_id
         assert recorded == ({run_id: self.model.runs[run_id].status} if self.model.record(outcome) else {})
+
+    def exchange(self, number: int) -> None:
+        lease = self.some_lease(number)
+        if lease is None:
+            return
+        outcome: Outcome = Released(lease) if number % 2 else Succeeded(lease)
+        answer = self.store.exchange([outcome], request(batch_size=100))
+        kept = self.model.record(outcome)
+        assert answer.recorded == ({lease.run_id: self.model.runs[lease.run_id].status} if kept else {})
+        assert {expired.run_id: expired.status for expired in answer.claimed.expired} == self.model.expire()
+        due = {run_id for run_id, run in self.model.runs.items() if run.status is PENDING and run.due}
+        assert {run.id for run in answer.claimed.runs} == due - answer.recorded.keys()
+        assert answer.claimed.passed_over == len(due & answer.recorded.keys())
+        self.model.check_claim(answer.claimed.runs)
 
     def succeed(self, number: int) -> None:
         if lease := self.some_lease(number):

@@ -390,6 +390,50 @@ def explained(store: Store, name: str, parameters: Mapping[str, Any]) -> list[di
         return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
+def rows_read(store: Store, name: str, parameters: Mapping[str, Any]) -> int:
+    """How many rows and entries of indexes the server has taken into its hand for one statement."""
+    assert isinstance(store, SqlStore)
+    with connections(store).read() as tx:
+        tx.run("flush status", {})
+        tx.run("start transaction", {})
+        tx.run(store._sql[name], MYSQL.bind(parameters))
+        rows = tx.fetch("show session status like 'handler_read%%'", {})
+        tx.run("rollback", {})
+    return sum(int(count) for _, count in rows)
+
+
+def check_rows_read(store: Store) -> None:
+    (mark,) = query(store, "select scheduled_for_utc, id from {runs} where status = 'pending' order by id limit 1")
+    ids = [id for (id,) in query(store, "select id from {runs} where status = 'leased' order by id limit 50")]
+    parameters = {
+        **PARAMETERS,
+        "mark_scheduled_for": mark[0],
+        "mark_id": mark[1],
+        "ids": ids,
+        "worker_name": "w",
+        "job_name": JOB,
+        "slot": mark[0],
+        "lease_token": ids[0],
+    }
+    batch = int(PARAMETERS["limit"])
+    for name, rows_max in (
+        ("RUNS_DUE_SELECT", batch),
+        ("RUNS_DUE_FROM_MARK_SELECT", batch),
+        ("RUNS_EXPIRED_SELECT", LEASED),
+        ("LEASES_SELECT_FOR_UPDATE", batch),
+        ("RUNS_LEASE", batch),
+        ("LEASES_EXTEND", batch),
+        ("REQUESTS_SELECT", batch),
+        ("RUNS_SUCCEED", batch),
+        ("BACKLOG_SELECT", 2 * batch),  # and once more to count them
+        ("RUNS_PRUNABLE_SELECT", batch),
+        ("RUNS_DELETE", 2 * batch),
+        ("ATTEMPTS_DELETE", 2 * batch),
+        ("RUN_OF_SLOT_SELECT", 1),
+    ):
+        assert rows_read(store, name, parameters) <= 2 * rows_max + 20, name
+
+
 @on_mysql
 def test_a_claim_reads_indexes_in_their_order_whatever_the_backlog(place: Place) -> None:
     store = place.open(timeout_seconds=60)
@@ -399,6 +443,7 @@ def test_a_claim_reads_indexes_in_their_order_whatever_the_backlog(place: Place)
     check_plans(store)
     query(store, "analyze table {runs}")
     check_plans(store)
+    check_rows_read(store)
     assert len(claimed(store, batch_size=50).runs) == 50
     store.close()
 

@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 from exam import (
+    Place,
     age_completion,
     age_lease,
     all_runs,
@@ -13,11 +14,13 @@ from exam import (
     enqueue_many,
     failed,
     make_due,
+    on_examined_servers,
     outcomes,
 )
 
 from durablestack.runs import Cancelled, Succeeded
 from durablestack.stores.contract import Store
+from durablestack.stores.sql import SqlStore
 
 HOUR = timedelta(hours=1)
 
@@ -71,6 +74,27 @@ def test_the_history_goes_with_its_run_and_no_other(store: Store) -> None:
     assert store.get_run(old.run_id) is None
     assert store.get_attempts(old.run_id) == []
     assert outcomes(store, young.run_id) == [(1, "failed")]
+
+
+@on_examined_servers
+def test_a_deletion_under_way_holds_nobody_up(place: Place, store: Store) -> None:
+    assert isinstance(store, SqlStore)
+    enqueue_many(store, 400)
+    store.record([Succeeded(run.lease) for run in claim(store, batch_size=400)])
+    enqueue_many(store, 40)
+    (leased,) = claim(store, batch_size=1)
+    with store._transaction() as tx:
+        old = tx.fetch("RUNS_PRUNABLE_SELECT", seconds=0.0, limit=10)
+        tx.run("RUNS_DELETE", ids=[row[0] for row in old])
+        other = place.open(timeout_seconds=3)
+        assert other.extend_leases([leased.lease], HOUR).held == {leased.id}
+        runs = claim(other, batch_size=20)
+        assert len(runs) == 20
+        assert len(other.record([Succeeded(run.lease) for run in runs])) == 20
+        enqueue_many(other, 5)
+        assert other.prune_runs(timedelta(0), 10) == 10  # and another worker deletes what is left
+        other.close()
+    assert len(all_runs(store)) == 400 - 20 + 45
 
 
 def test_the_outcome_of_a_pruned_run_is_refused(store: Store) -> None:

@@ -18,7 +18,8 @@ dialects = pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dial
 
 
 def rendered(dialect: Dialect) -> str:
-    statements = (f"-- {name}\n{dialect.render(name, text, '')}\n" for name, text in TEMPLATES.items())
+    templates = {**TEMPLATES, **dialect.own}
+    statements = (f"-- {name}\n{dialect.render(name, text, '')}\n" for name, text in templates.items())
     return "\n".join(statements)
 
 
@@ -35,7 +36,7 @@ def test_the_rendered_statements_are_the_reviewed_ones(dialect: Dialect) -> None
 
 @dialects
 def test_no_word_is_left_to_fill_in(dialect: Dialect) -> None:
-    for name, text in TEMPLATES.items():
+    for name, text in {**TEMPLATES, **dialect.own}.items():
         statement = dialect.render(name, text, "a_")
         assert not re.search(r"[{}]", statement), name
         assert "a_durable_stack_" in statement or name == "CLOCK_SELECT", name

@@ -1,15 +1,19 @@
 """What a transaction of ours hands out is what was asked for, however statements and answers are under way."""
 
 import select
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
 
 import pytest
-from exam import Place
+from exam import LEASE_DURATION, Place, enqueue_and_claim
 
-from durablestack.errors import StoreError
+from durablestack.errors import StoreError, StoreUnavailable
+from durablestack.runs import RunStatus, Succeeded
 from durablestack.stores.connections import Transaction
 from durablestack.stores.connections.transaction import CursorTransaction
+from durablestack.stores.contract import Store
 from durablestack.stores.sql import SqlStore
+from pooler import TransactionPooler
 
 
 @pytest.fixture
@@ -51,3 +55,73 @@ def test_the_error_told_is_that_of_the_statement_that_failed_and_nothing_of_it_s
         fails(postgres)
     with postgres._connections.read() as tx:
         assert tx.fetch("select to_regclass('not_kept')", {}) == [(None,)]
+
+
+# --- statements that the server keeps for us
+
+
+def prepared(store: SqlStore) -> list[str]:
+    """The names of what is prepared on the one connection of a store."""
+    with store._connections.read() as tx:
+        return [name for (name,) in tx.fetch("select name from pg_prepared_statements", {})]
+
+
+def heartbeats(store: Store, count: int) -> None:
+    lease = enqueue_and_claim(store)
+    for _ in range(count):
+        assert store.extend_leases([lease], LEASE_DURATION).held == {lease.run_id}
+    store.record([Succeeded(lease)])
+
+
+def test_statements_that_are_sent_often_are_prepared_under_names_that_nobody_else_gives(
+    postgres_dsn: str, table_prefix: str
+) -> None:
+    place = Place("postgres", postgres_dsn, table_prefix)
+    stores = [place.open(connections_max=1) for _ in range(2)]
+    stores[0].migrate()
+    names: list[set[str]] = []
+    for store in stores:
+        assert isinstance(store, SqlStore)
+        heartbeats(store, 10)
+        names.append(set(prepared(store)))
+        store.close()
+    assert all(names)
+    assert not names[0] & names[1]
+    place.drop_tables()
+
+
+@pytest.fixture
+def pooled_place(postgres_dsn: str, table_prefix: str) -> Iterator[Callable[[int], Place]]:
+    place = Place("postgres", postgres_dsn, table_prefix)
+    place.open().migrate()
+    yield place.through
+    place.drop_tables()
+
+
+def test_nothing_is_prepared_on_sessions_of_a_pooler(postgres_dsn: str, pooled_place: Callable[[int], Place]) -> None:
+    with TransactionPooler(urlsplit(postgres_dsn).port or 5432) as pooler:
+        store = pooled_place(pooler.port).open(connections_max=1)
+        assert isinstance(store, SqlStore)
+        heartbeats(store, 20)
+        assert {name for _ in range(30) for name in prepared(store)} == set()
+        store.close()
+
+
+def test_a_pooler_that_is_not_seen_costs_one_operation_that_is_repeated_and_nothing_else(
+    postgres_dsn: str, pooled_place: Callable[[int], Place]
+) -> None:
+    with TransactionPooler(urlsplit(postgres_dsn).port or 5432, tells_process=True) as pooler:
+        store = pooled_place(pooler.port).open(connections_max=1)
+        assert isinstance(store, SqlStore)
+        store.now()
+        store._connections._ours()._prepares = True  # type: ignore[attr-defined]
+        lease = enqueue_and_claim(store)
+        uncertain: list[bool] = []
+        for _ in range(60):
+            try:
+                assert store.extend_leases([lease], LEASE_DURATION).held == {lease.run_id}
+            except StoreUnavailable as error:
+                uncertain.append(error.uncertain)
+        assert uncertain == [False]
+        assert store.record([Succeeded(lease)]) == {lease.run_id: RunStatus.SUCCEEDED}
+        store.close()

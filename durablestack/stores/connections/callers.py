@@ -7,10 +7,10 @@ from typing import Any
 
 from durablestack.errors import StoreError
 
-from .transaction import CursorTransaction
+from .transaction import CursorTransaction, ExecuteMany
 
 
-def in_callers_transaction(connection: Any, driver: str) -> CursorTransaction:
+def in_callers_transaction(connection: Any, driver: str, execute_many: ExecuteMany | None = None) -> CursorTransaction:
     """The caller's own transaction: it is neither committed nor rolled back here.
 
     Raises:
@@ -21,7 +21,13 @@ def in_callers_transaction(connection: Any, driver: str) -> CursorTransaction:
             f"connection= is a {type(connection).__module__}.{type(connection).__qualname__}, "
             "which is asynchronous; hand it to the asynchronous client"
         )
-    return CursorTransaction(driver_connection(connection, driver).cursor)
+    connection = driver_connection(connection, driver)
+    return CursorTransaction(connection.cursor, execute_many, may_notify=may_notify(connection))
+
+
+def may_notify(connection: Any) -> bool:
+    """Whether the transaction of a driver's connection can be committed with a notification in it."""
+    return getattr(connection, "_tpc", None) is None  # PostgreSQL prepares none that has one
 
 
 def driver_connection(connection: Any, driver: str) -> Any:

@@ -9,8 +9,12 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from .transaction import Connections, Transaction
+
+if TYPE_CHECKING:
+    from ..contract import Listener
 
 _inherited: list[Connections] = []
 """Of the process that we were forked from: kept, since whatever is let go of is closed, at the other end too."""
@@ -23,6 +27,7 @@ class PerProcess:
         self._connect = connect
         self._connections = connect()
         self.driver = self._connections.driver
+        self.execute_many = self._connections.execute_many
         self._pid = os.getpid()
         self._lock = threading.Lock()
 
@@ -32,8 +37,14 @@ class PerProcess:
     def transaction(self) -> AbstractContextManager[Transaction]:
         return self._ours().transaction()
 
+    def single(self) -> AbstractContextManager[Transaction]:
+        return self._ours().single()
+
     def read(self) -> AbstractContextManager[Transaction]:
         return self._ours().read()
+
+    def listen(self, channel: str) -> Listener | None:
+        return self._ours().listen(channel)
 
     def close(self) -> None:
         self._ours().close()

@@ -11,13 +11,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Protocol
 
 from durablestack.errors import StoreError, StoreUnavailable
 from durablestack.options import redact
 
-from .transaction import CursorTransaction, Transaction
+from .transaction import CursorTransaction, ExecuteMany, Transaction
 
 _IDLE_SECONDS_MAX = 30.0
 """Servers, proxies and firewalls forget connections; to connect anew costs less than to find out which."""
@@ -87,6 +87,7 @@ class PooledConnections:
 
     def __init__(self, driver: Driver, begin: str, *, connections_max: int, timeout_seconds: float) -> None:
         self.driver = driver.module
+        self.execute_many: ExecuteMany | None = driver.execute_many
         self._driver = driver
         self._begin = begin
         self._connections_max = connections_max
@@ -111,6 +112,9 @@ class PooledConnections:
                     raise
                 text = f"{self._driver.place}: at the commit: {_in_words(error)}"
                 raise StoreUnavailable(text, uncertain=True) from error
+
+    def single(self) -> AbstractContextManager[Transaction]:
+        return self.transaction()
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
@@ -173,6 +177,9 @@ class PooledConnections:
     def _close(self, connection: Any) -> None:
         with suppress(self._driver.error, OSError):  # it may be closed, or dead
             connection.close()
+
+    def listen(self, channel: str) -> None:
+        return None
 
     def close(self) -> None:
         with self._lock:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import secrets
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from durablestack.errors import OptionsError, SchemaError, StoreError, StoreUnavailable
 from durablestack.options import ConnectionTarget, redact
 
-from .transaction import CursorTransaction, Row, Transaction
+from .postgres_listener import PostgresListener
+from .transaction import AlreadyThere, CursorTransaction, ExecuteMany, Row, Transaction
 
 if TYPE_CHECKING:
     import psycopg
@@ -23,12 +25,18 @@ _SCHEMA_STATES = ("42P01", "42703", "3F000")
 # Bugs and bad data: the same statement will fail the same way. All else that a server says may pass:
 # shutdown and failover (57P0*, 08*, 25006), conflicts (40*), locks (55P03), limits (53*), time-outs (57014).
 _FINAL_CLASSES = ("22", "23", "42", "0A", "21")
+# A prepared statement is not known, is known already, is something else, or cannot be had: somebody in between hands
+# out sessions. It is the statement that fails, and so nothing was done.
+_UNPREPARED_STATES = ("26000", "42P05", "08P01", "0A000")
+_PREPARED_AFTER = 5
+"""How often a connection sends a statement before the server is asked to keep it, with its plan."""
 
 
 class PostgresConnections:
     """A small pool of psycopg connections, in autocommit so that no statement is sent that we did not ask for."""
 
     driver = "psycopg"
+    execute_many: ExecuteMany | None = None
 
     def __init__(self, target: ConnectionTarget, begin: str, *, connections_max: int, timeout_seconds: float) -> None:
         try:
@@ -59,6 +67,8 @@ class PostgresConnections:
         )
         self._pool = self._new_pool()
         self._lock = threading.Lock()
+        # whether the server keeps statements for us; written when it is first reached, and when it knows one no more
+        self._prepares = False
 
     def prepare(self) -> None:
         return
@@ -66,17 +76,38 @@ class PostgresConnections:
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
         """Statements are sent without waiting, as far as nobody asks for their rows: two journeys, not five."""
-        committing = False
+        with self._committing() as (connection, committing):
+            with ExitStack() as pipeline:  # which ends where something is copied: there is no way within
+                pipeline.enter_context(connection.pipeline())
+                for statement in self._begin:
+                    connection.execute(statement)
+                tx = CursorTransaction(connection.cursor, before_copy=pipeline.close)
+                yield tx
+                committing.set()
+                connection.execute(b"commit", prepare=False)  # whoever reads along should see what it is
+            tx.settle()
+
+    @contextmanager
+    def single(self) -> Iterator[Transaction]:
+        """What is sent in a pipeline is committed at its end, unless the line is cut before."""
+        with self._committing() as (connection, committing), connection.pipeline():
+            try:
+                yield CursorTransaction(connection.cursor)
+            except BaseException:
+                connection.close()
+                raise
+            committing.set()
+
+    @contextmanager
+    def _committing(self) -> Iterator[tuple[psycopg.Connection[Row], threading.Event]]:
+        """A connection, and the mark to be set before the commit is sent."""
+        committing = threading.Event()
         with self._connection() as connection:
             try:
-                with connection.pipeline():
-                    for statement in self._begin:
-                        connection.execute(statement)
-                    yield CursorTransaction(connection.cursor)
-                    committing = True
-                    connection.execute(b"commit")
+                connection.prepare_threshold = _PREPARED_AFTER if self._prepares else None
+                yield connection, committing
             except self._psycopg.OperationalError as error:
-                if committing and error.sqlstate is None:  # no answer: done or not
+                if committing.is_set() and error.sqlstate is None:  # no answer: done or not
                     text = f"{self._place}: at the commit: {_one_line(error)}"
                     raise StoreUnavailable(text, uncertain=True) from error
                 raise
@@ -93,6 +124,7 @@ class PostgresConnections:
     @contextmanager
     def read(self) -> Iterator[Transaction]:
         with self._connection() as connection:
+            connection.prepare_threshold = None
             yield CursorTransaction(connection.cursor)
 
     @contextmanager
@@ -105,6 +137,10 @@ class PostgresConnections:
             try:
                 yield connection
             except BaseException as error:
+                if self._prepares and isinstance(error, self._psycopg.Error) and error.sqlstate in _UNPREPARED_STATES:
+                    connection.close()
+                    self._prepares = False  # for good
+                    raise StoreUnavailable(f"{self._place}: {_one_line(error)}") from error
                 if connection.info.transaction_status != self._psycopg.pq.TransactionStatus.IDLE:
                     connection.close()  # what it was in the middle of is unknown
                 if isinstance(error, self._psycopg.errors.ReadOnlySqlTransaction):
@@ -129,17 +165,32 @@ class PostgresConnections:
         return self._pool.getconn()
 
     def _prove_reachable(self) -> None:
-        """Connect once outside the pool, which would tell of a failure only that time ran out."""
-        self._connection_class.connect(self._conninfo, **self._keywords).close()
+        """Connect once outside the pool, which would tell of a failure only that time ran out.
+
+        A pooler in between would give us other sessions, with other statements prepared; it tells of another process
+        at the start than the one that answers.
+        """
+        with self._connection_class.connect(self._conninfo, **self._keywords) as connection:
+            answers = connection.execute("select pg_backend_pid()").fetchone()
+            self._prepares = answers == (connection.info.backend_pid,)
 
     def _translated(self, error: psycopg.Error) -> StoreError:
         text = _one_line(error)
         state = error.sqlstate or ""
         if state in _SCHEMA_STATES:
             return SchemaError(f"{self._place}: {text}; `durablestack migrate` makes and updates the tables")
+        if isinstance(error, self._psycopg.errors.UniqueViolation):
+            return AlreadyThere(f"{self._place}: {text}")
         if state[:2] in _FINAL_CLASSES or isinstance(error, (self._psycopg.ProgrammingError, self._psycopg.DataError)):
             return StoreError(f"{self._place}: {text}")
         return StoreUnavailable(f"{self._place}: {text}")
+
+    def listen(self, channel: str) -> PostgresListener:
+        return PostgresListener(self._conninfo, channel, tell=self._tell, translated=self._translated)
+
+    def _tell(self, channel: str) -> None:
+        with self.read() as tx:
+            tx.run("select pg_notify(%(channel)s, '')", {"channel": channel})
 
     def close(self) -> None:
         with self._lock:
@@ -157,6 +208,11 @@ def _bounded_connection_class(timeout_seconds: float) -> type[psycopg.Connection
         """Gives a silent server up: neither TCP nor the server's own time-outs notice a frozen path."""
 
         give_up_at = math.inf
+
+        def __init__(self, *args: Any, **keywords: Any) -> None:
+            super().__init__(*args, **keywords)
+            # names that nobody else gives: on a session that is not ours our statements are unknown, and never others
+            self._prepared._prepared_idx = secrets.randbits(60)
 
         def wait(self, gen: Any, *args: Any, **keywords: Any) -> Any:
             if keywords.get("timeout") is None and len(args) < 2:

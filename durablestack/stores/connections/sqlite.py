@@ -6,13 +6,14 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from durablestack.errors import SchemaError, StoreError, StoreUnavailable
 from durablestack.options import ConnectionTarget
 
-from .transaction import CursorTransaction, Transaction
+from .sqlite_listener import SqliteListener
+from .transaction import CursorTransaction, ExecuteMany, Transaction
 
 _LOCKED_SECONDS = 0.01
 
@@ -21,6 +22,7 @@ class SqliteConnections:
     """One connection, used by one thread at a time: SQLite has a single writer anyway."""
 
     driver = "sqlite3"
+    execute_many: ExecuteMany | None = None
 
     def __init__(self, target: ConnectionTarget, begin: str, *, synchronous: str, timeout_seconds: float) -> None:
         self._path = Path(target.database or "").absolute()
@@ -47,6 +49,9 @@ class SqliteConnections:
                     connection.execute("rollback")
                 raise
             connection.execute("commit")
+
+    def single(self) -> AbstractContextManager[Transaction]:
+        return self.transaction()
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
@@ -126,6 +131,9 @@ class SqliteConnections:
         if "locked" in text:
             text += " by another transaction; if it is your own, pass its connection as connection="
         return StoreUnavailable(text) if isinstance(error, sqlite3.OperationalError) else StoreError(text)
+
+    def listen(self, channel: str) -> SqliteListener:
+        return SqliteListener(self._path)
 
     def close(self) -> None:
         with self._lock:

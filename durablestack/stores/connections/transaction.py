@@ -2,30 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+from durablestack.errors import StoreError
+
+if TYPE_CHECKING:
+    from ..contract import Listener
 
 Row = tuple[Any, ...]
+
+
+class AlreadyThere(StoreError):
+    """A row with this key is."""
+
+
 ExecuteMany = Callable[[Any, str, Sequence[Mapping[str, Any]]], None]
 """What a cursor's `executemany` does, where that has a better way: cursor, statement, parameters."""
 
 
 class Transaction(Protocol):
+    def ask(self, statement: str, parameters: Mapping[str, Any]) -> Callable[[], list[Row]]:
+        """Send a statement; its rows are there when they are asked for, with psycopg after the commit too."""
+
     def fetch(self, statement: str, parameters: Mapping[str, Any]) -> list[Row]: ...
     def run(self, statement: str, parameters: Mapping[str, Any]) -> None: ...
     def run_many(self, statement: str, parameters: Sequence[Mapping[str, Any]]) -> None: ...
+
+    def copy(self, statement: str, portions: Iterable[str]) -> None:
+        """Load rows as text, where the database has a statement for it; AlreadyThere if one of them is."""
 
 
 class Connections(Protocol):
     driver: str
     """The module whose connections a caller may hand in."""
 
+    execute_many: ExecuteMany | None
+    """What is done in their transactions too."""
+
     def prepare(self) -> None:
         """Make what must be there before there can be tables."""
 
     def transaction(self) -> AbstractContextManager[Transaction]: ...
+
+    def single(self) -> AbstractContextManager[Transaction]:
+        """A transaction whose rows nobody asks for, and which is short enough to do without a `begin`."""
+
     def read(self) -> AbstractContextManager[Transaction]: ...
+
+    def listen(self, channel: str) -> Listener | None:
+        """A way to hear that somebody has written, told by that name or seen otherwise; None where there is none."""
+
     def close(self) -> None: ...
 
 
@@ -36,9 +65,31 @@ class CursorTransaction:
     before would hand out the rows of the earlier one.
     """
 
-    def __init__(self, new_cursor: Callable[[], Any], execute_many: ExecuteMany | None = None) -> None:
+    def __init__(
+        self,
+        new_cursor: Callable[[], Any],
+        execute_many: ExecuteMany | None = None,
+        *,
+        may_notify: bool = True,
+        before_copy: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.may_notify = may_notify
+        self._before_copy = before_copy
         self._new_cursor = new_cursor
         self._execute_many = execute_many or (lambda cursor, statement, rows: cursor.executemany(statement, rows))
+        self._asked: list[Callable[[], list[Row]]] = []
+
+    def ask(self, statement: str, parameters: Mapping[str, Any]) -> Callable[[], list[Row]]:
+        cursor = self._new_cursor()
+        cursor.execute(statement, parameters)
+        answer = cache(lambda: [tuple(row) for row in cursor.fetchall()])
+        self._asked.append(answer)
+        return answer
+
+    def settle(self) -> None:
+        """Read what was asked for, while errors are still those of this transaction."""
+        for answer in self._asked:
+            answer()
 
     def fetch(self, statement: str, parameters: Mapping[str, Any]) -> list[Row]:
         cursor = self._new_cursor()
@@ -51,3 +102,9 @@ class CursorTransaction:
     def run_many(self, statement: str, parameters: Sequence[Mapping[str, Any]]) -> None:
         if parameters:
             self._execute_many(self._new_cursor(), statement, parameters)
+
+    def copy(self, statement: str, portions: Iterable[str]) -> None:
+        self._before_copy()
+        with self._new_cursor().copy(statement) as copy:
+            for portion in portions:
+                copy.write(portion)

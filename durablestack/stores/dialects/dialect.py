@@ -25,13 +25,19 @@ class Dialect(Struct, frozen=True, kw_only=True):
         for_update, skip_locked: at the end of a select: wait for the rows, or pass over those locked.
         lock_hint, skip_locked_hint: the same, after the table's name.
         limit: at the end of an ordered select: at most `:limit` rows.
+        statement_seconds: for how long the statement has been at it, when it comes to a row; 0 where nobody minds.
         or_ignore: at the end of an insert: leave a row alone whose `{key}` is there already.
         quote: how a name is written.
         reserved: names of our columns that are words of its own and have to be quoted.
         parameter: how the driver writes the parameter `{name}`.
         overrides: statements that this database says in its own way, by name.
+        own: statements that only this database has, by name.
         tells_leased: `RUNS_LEASE` returns the ids of what it leased, since that may be less than what was selected.
+        from_uuid: a UUID as it stands in rows that were read, to be compared with it.
         facts: queries about its version and settings, for people who look for a fault; the last column is the answer.
+        hint: says `:text` to whoever listens on `:channel`, once the transaction is committed.
+        begin_plans: reads that are to stop early need `begin` too, since it says how to plan them.
+        oldest_snapshot: who else may still read what has been changed since: holder, seconds, changes; or no row.
         timestamp: the type of a column that holds an instant.
         create_table: begins the creation of a table, unless it is there.
         migration_lock: waits until nobody else migrates, and answers 0 when that took too long; `{key}` is a number.
@@ -50,6 +56,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
     migration_lock: str
     to_database: Callable[[Any], Any]
     to_uuid: Callable[[Any], UUID | None]
+    from_uuid: Callable[[UUID], Any]
     to_datetime: Callable[[Any], datetime | None]
     in_uuid_list: str = ""
     quote: str = '"{}"'
@@ -59,12 +66,17 @@ class Dialect(Struct, frozen=True, kw_only=True):
     lock_hint: str = ""
     skip_locked_hint: str = ""
     limit: str = "limit :limit"
+    statement_seconds: str = "0.0"
     or_ignore: str = "on conflict ({key}) do nothing"
     create_table: str = "create table if not exists {}"
     migration_unlock: str = ""
     overrides: Mapping[str, str] = {}
+    own: Mapping[str, str] = {}
     facts: Mapping[str, str] = {}
     tells_leased: bool = False
+    begin_plans: bool = False
+    hint: str = ""
+    oldest_snapshot: str = ""
 
     def quoted(self, identifier: str) -> str:
         """A name of a table or an index; the prefix in it was checked with the options, and is quoted all the same."""
@@ -87,6 +99,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
             "lock_hint": self.lock_hint,
             "skip_locked_hint": self.skip_locked_hint,
             "limit": self.limit,
+            "statement_seconds": self.statement_seconds,
             "or_ignore": self.or_ignore.format(key="id"),
             "or_ignore_job": self.or_ignore.format(key="job_name"),
             "in_ids": in_uuid_list.format(name="ids"),

@@ -53,6 +53,15 @@ where wanted.id {in_ids}
 """,
 }
 
+_OLDEST_SNAPSHOT = """
+select concat('the transaction of connection ', trx_mysql_thread_id),
+       timestampdiff(second, trx_started, now()),
+       (select history.count from information_schema.innodb_metrics as history where name = 'trx_rseg_history_len')
+from information_schema.innodb_trx
+where trx_mysql_thread_id <> connection_id()
+order by trx_started
+limit 1
+"""
 
 MYSQL = Dialect(
     name="mysql",
@@ -63,6 +72,7 @@ MYSQL = Dialect(
     now_plus_seconds="utc_timestamp(6) + interval :seconds * 1000000 microsecond",
     now_minus_seconds="utc_timestamp(6) - interval :seconds * 1000000 microsecond",
     in_list="in :{name}",
+    statement_seconds="timestampdiff(microsecond, now(6), sysdate(6)) / 1e6",
     parameter="%({name})s",
     quote="`{}`",
     reserved=frozenset({"signal"}),
@@ -75,6 +85,7 @@ MYSQL = Dialect(
     migration_unlock="select release_lock('durablestack {key}')",  # this lock is the connection's
     to_database=_to_mysql,
     to_uuid=from_bytes,
+    from_uuid=lambda uuid: uuid.bytes,
     to_datetime=from_naive_utc,
     overrides={
         **_UPDATES,
@@ -82,6 +93,7 @@ MYSQL = Dialect(
         # in the order of the index, which holds ended runs too; in that of the ids, all runs would be read
         "RUNS_ACTIVE_SELECT": RUNS_ACTIVE_SELECT.replace("order by id", "order by status, id"),
     },
+    oldest_snapshot=_OLDEST_SNAPSHOT,
     facts={
         "version": "select version()",
         "version_comment": "select @@version_comment",

@@ -49,6 +49,7 @@ SQLITE = Dialect(
     migration_lock="select 1",  # begin immediate holds the only lock there is
     to_database=_to_sqlite,
     to_uuid=lambda value: None if value is None else UUID(value),
+    from_uuid=str,
     to_datetime=_to_datetime,
     facts={
         "version": "select sqlite_version()",

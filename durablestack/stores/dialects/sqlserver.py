@@ -88,6 +88,7 @@ SQLSERVER = Dialect(
     ),
     to_database=_to_sqlserver,
     to_uuid=from_bytes,
+    from_uuid=lambda uuid: uuid.bytes,
     to_datetime=from_naive_utc,
     overrides={
         **{name: _with_exact_job_names(text) for name, text in TEMPLATES.items() if "from {runs}" in text},

@@ -34,11 +34,23 @@ set status = %(status)s,
 where id = %(id)s
 
 -- RUNS_DUE_SELECT
-select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context,
-       crash_count
+select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context, crash_count,
+       timestampdiff(microsecond, now(6), sysdate(6)) / 1e6
 from `durable_stack_job_runs`
 where status = 'pending'
   and scheduled_for_utc <= utc_timestamp(6)
+  and job_name in %(job_names)s
+order by scheduled_for_utc, id
+limit %(limit)s
+for update skip locked
+
+-- RUNS_DUE_FROM_MARK_SELECT
+select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context, crash_count,
+       timestampdiff(microsecond, now(6), sysdate(6)) / 1e6
+from `durable_stack_job_runs`
+where status = 'pending'
+  and scheduled_for_utc <= utc_timestamp(6)
+  and (scheduled_for_utc > %(mark_scheduled_for)s or scheduled_for_utc = %(mark_scheduled_for)s and id >= %(mark_id)s)
   and job_name in %(job_names)s
 order by scheduled_for_utc, id
 limit %(limit)s

@@ -34,11 +34,23 @@ set status = %(status)s,
 where id = %(id)s
 
 -- RUNS_DUE_SELECT
-select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context,
-       crash_count
+select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context, crash_count,
+       date_part('epoch', clock_timestamp() - statement_timestamp())
 from "durable_stack_job_runs"
 where status = 'pending'
   and scheduled_for_utc <= (select clock_timestamp())
+  and job_name = any(%(job_names)s)
+order by scheduled_for_utc, id
+limit %(limit)s
+for update skip locked
+
+-- RUNS_DUE_FROM_MARK_SELECT
+select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context, crash_count,
+       date_part('epoch', clock_timestamp() - statement_timestamp())
+from "durable_stack_job_runs"
+where status = 'pending'
+  and scheduled_for_utc <= (select clock_timestamp())
+  and (scheduled_for_utc, id) >= (%(mark_scheduled_for)s, %(mark_id)s)
   and job_name = any(%(job_names)s)
 order by scheduled_for_utc, id
 limit %(limit)s
@@ -465,3 +477,124 @@ where 1 = 0
 select id, name, boot_id, pid_namespace, user_id, pid, process_started, marker, seen_at_utc
 from "durable_stack_workers"
 where 1 = 0
+
+-- RUNS_CLAIM
+with due as materialized (
+select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context, crash_count,
+       date_part('epoch', clock_timestamp() - statement_timestamp()) as statement_seconds
+from "durable_stack_job_runs"
+where status = 'pending'
+  and scheduled_for_utc <= (select clock_timestamp())
+  and job_name = any(%(job_names)s)
+order by scheduled_for_utc, id
+limit %(limit)s
+for update skip locked
+),
+counted as (
+  select *, count(*) filter (where cannot_wait) over (rows unbounded preceding) as to_begin
+  from (select *, attempt + 1 >= max_attempts or job_name <> all(%(may_wait)s) as cannot_wait from due) as due
+),
+leased as (
+update "durable_stack_job_runs" as run
+set status = 'leased',
+    attempt = run.attempt + 1,
+    lease_owner = %(worker_name)s,
+    worker_id = %(worker_id)s,
+    lease_token = %(lease_token)s,
+    lease_until_utc = (select clock_timestamp()) + make_interval(secs => %(seconds)s),
+    lease_seconds = %(seconds)s,
+    started_at_utc = (select clock_timestamp())
+from counted
+where run.id = counted.id
+  and (not cannot_wait or to_begin <= %(begin_max)s)
+returning counted.*
+)
+select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context, crash_count, statement_seconds
+from leased
+union all
+select id, null, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context, crash_count, statement_seconds
+from counted
+where cannot_wait
+  and to_begin > %(begin_max)s
+
+-- RUNS_CLAIM_FROM_MARK
+with due as materialized (
+select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context, crash_count,
+       date_part('epoch', clock_timestamp() - statement_timestamp()) as statement_seconds
+from "durable_stack_job_runs"
+where status = 'pending'
+  and scheduled_for_utc <= (select clock_timestamp())
+  and (scheduled_for_utc, id) >= (%(mark_scheduled_for)s, %(mark_id)s)
+  and job_name = any(%(job_names)s)
+order by scheduled_for_utc, id
+limit %(limit)s
+for update skip locked
+),
+counted as (
+  select *, count(*) filter (where cannot_wait) over (rows unbounded preceding) as to_begin
+  from (select *, attempt + 1 >= max_attempts or job_name <> all(%(may_wait)s) as cannot_wait from due) as due
+),
+leased as (
+update "durable_stack_job_runs" as run
+set status = 'leased',
+    attempt = run.attempt + 1,
+    lease_owner = %(worker_name)s,
+    worker_id = %(worker_id)s,
+    lease_token = %(lease_token)s,
+    lease_until_utc = (select clock_timestamp()) + make_interval(secs => %(seconds)s),
+    lease_seconds = %(seconds)s,
+    started_at_utc = (select clock_timestamp())
+from counted
+where run.id = counted.id
+  and (not cannot_wait or to_begin <= %(begin_max)s)
+returning counted.*
+)
+select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context, crash_count, statement_seconds
+from leased
+union all
+select id, null, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context, crash_count, statement_seconds
+from counted
+where cannot_wait
+  and to_begin > %(begin_max)s
+
+-- RUNS_SUCCEED_SHOWN
+with done as (
+update "durable_stack_job_runs" as run
+set status = 'succeeded',
+    completed_at_utc = (select clock_timestamp()),
+    last_token = lease_token,
+    lease_owner = null,
+    lease_token = null,
+    lease_until_utc = null,
+    error_type = null,
+    error_message = null,
+    error_detail = null,
+    stdout_tail = shown.stdout_tail,
+    stderr_tail = shown.stderr_tail
+from unnest(%(ids)s::uuid[], %(tokens)s::uuid[], %(stdout_tails)s::text[], %(stderr_tails)s::text[])
+  as shown (id, token, stdout_tail, stderr_tail)
+where run.id = shown.id
+  and run.lease_token = shown.token
+returning 1
+)
+select count(*)
+from done
+
+-- RUNS_INSERT
+insert into "durable_stack_job_runs" (
+  id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, requeued_from,
+  slot_utc, recurring_job_name, trace_context
+)
+select id, %(job_name)s, 'pending', payload, coalesce(scheduled_for, (select clock_timestamp())), 0, %(max_attempts)s, (select clock_timestamp()), requeued_from,
+       slot, %(recurring_job_name)s, %(trace_context)s
+from unnest(%(ids)s::uuid[], %(payloads)s::text[], %(scheduled_fors)s::timestamptz[], %(requeued_froms)s::uuid[],
+            %(slots)s::timestamptz[])
+  as shown (id, payload, scheduled_for, requeued_from, slot)
+on conflict (id) do nothing
+
+-- RUNS_COPY
+copy "durable_stack_job_runs" (
+  id, payload, job_name, status, scheduled_for_utc, attempt, max_attempts, created_at_utc, recurring_job_name,
+  trace_context
+)
+from stdin

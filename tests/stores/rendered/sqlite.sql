@@ -33,11 +33,22 @@ set status = :status,
 where id = :id
 
 -- RUNS_DUE_SELECT
-select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context,
-       crash_count
+select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context, crash_count,
+       0.0
 from "durable_stack_job_runs"
 where status = 'pending'
   and scheduled_for_utc <= strftime('%Y-%m-%d %H:%M:%f000', 'now')
+  and job_name in (select value from json_each(:job_names))
+order by scheduled_for_utc, id
+limit :limit
+
+-- RUNS_DUE_FROM_MARK_SELECT
+select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context, crash_count,
+       0.0
+from "durable_stack_job_runs"
+where status = 'pending'
+  and scheduled_for_utc <= strftime('%Y-%m-%d %H:%M:%f000', 'now')
+  and (scheduled_for_utc > :mark_scheduled_for or scheduled_for_utc = :mark_scheduled_for and id >= :mark_id)
   and job_name in (select value from json_each(:job_names))
 order by scheduled_for_utc, id
 limit :limit

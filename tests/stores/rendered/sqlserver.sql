@@ -36,11 +36,22 @@ set status = %(status)s,
 where id = %(id)s
 
 -- RUNS_DUE_SELECT
-select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context,
-       crash_count
+select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context, crash_count,
+       0.0
 from [durable_stack_job_runs] with (updlock, readpast, rowlock, readcommittedlock)
 where status = 'pending'
   and scheduled_for_utc <= cast(sysutcdatetime() as datetime2(6))
+  and job_name + N'.' in (select value + N'.' collate Latin1_General_100_BIN2 from openjson(%(job_names)s))
+order by scheduled_for_utc, id
+offset 0 rows fetch next %(limit)s rows only
+
+-- RUNS_DUE_FROM_MARK_SELECT
+select id, job_name, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, slot_utc, trace_context, crash_count,
+       0.0
+from [durable_stack_job_runs] with (updlock, readpast, rowlock, readcommittedlock)
+where status = 'pending'
+  and scheduled_for_utc <= cast(sysutcdatetime() as datetime2(6))
+  and (scheduled_for_utc > %(mark_scheduled_for)s or scheduled_for_utc = %(mark_scheduled_for)s and id >= %(mark_id)s)
   and job_name + N'.' in (select value + N'.' collate Latin1_General_100_BIN2 from openjson(%(job_names)s))
 order by scheduled_for_utc, id
 offset 0 rows fetch next %(limit)s rows only
