@@ -105,8 +105,12 @@ class DurableStackOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     poll_interval_seconds: ResettingSeconds = 5.0
     poll_jitter_enabled: bool = True
     poll_jitter_ratio: Ratio = 0.2
+    wake_on_enqueue: bool = True
+    """Whether an enqueue by another process is heard of at once, on PostgreSQL and SQLite; if not, at the next poll."""
     batch_size: Count = 50
     max_concurrent_runs: ConcurrentRuns = 5
+    window_max: Count = 64
+    """While runs are short, a child is given up to so many at once, to be done one after the other. 1: always one."""
     lease_duration_seconds: LeaseSeconds = 30.0
 
     # runs and retries
