@@ -1,7 +1,8 @@
 """Durable background jobs on the database you already have."""
 
-from durablestack.admin import ScheduleAdmin
-from durablestack.client import AsyncDurableStackClient, DurableStackClient
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from durablestack.errors import (
     DurableStackError,
     EnqueueUncertain,
@@ -24,11 +25,15 @@ from durablestack.events import Event, EventSink, EventType, LoggingEventSink
 from durablestack.jobs import JobContext, JobRegistry, durable_job, recurring_job
 from durablestack.jobs.services import Services
 from durablestack.options import DurableStackOptions
-from durablestack.queries import RunQueries
 from durablestack.runs import Attempt, Run, RunStatus
 from durablestack.schedules import Schedule
 from durablestack.scheduling.retry import RetryBehavior
 from durablestack.stack import DurableStack
+
+if TYPE_CHECKING:
+    from durablestack.admin import ScheduleAdmin
+    from durablestack.client import AsyncDurableStackClient, DurableStackClient
+    from durablestack.queries import RunQueries
 
 __version__ = "0.1.0"
 
@@ -70,3 +75,17 @@ __all__ = [
     "durable_job",
     "recurring_job",
 ]
+
+_WITH_A_STORE = {
+    "AsyncDurableStackClient": "durablestack.client",
+    "DurableStackClient": "durablestack.client",
+    "RunQueries": "durablestack.queries",
+    "ScheduleAdmin": "durablestack.admin",
+}
+"""Imported when they are asked for: a child, which imports an application, has no store."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WITH_A_STORE:
+        return getattr(import_module(_WITH_A_STORE[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

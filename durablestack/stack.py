@@ -1,4 +1,7 @@
-"""DurableStack: the options, the jobs and the store of one application, wired once."""
+"""DurableStack: the options, the jobs and the store of one application, wired once.
+
+Children import this too, and have no store: what needs one is imported where it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,21 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Struct
 
-from durablestack.admin import ScheduleAdmin
-from durablestack.client import AsyncDurableStackClient, DurableStackClient
 from durablestack.errors import TargetError
 from durablestack.events import EventSink, LoggingEventSink
 from durablestack.jobs import JobRegistry, import_targets, jobs_in
 from durablestack.jobs.services import Services
 from durablestack.options import DurableStackOptions
-from durablestack.queries import RunQueries
-from durablestack.stores.contract import Store
-from durablestack.stores.providers import open_store
+
+if TYPE_CHECKING:
+    from durablestack.admin import ScheduleAdmin
+    from durablestack.client import AsyncDurableStackClient, DurableStackClient
+    from durablestack.queries import RunQueries
+    from durablestack.stores.contract import Store
 
 log = logging.getLogger(__name__)
 
@@ -102,31 +106,43 @@ class DurableStack:
 
     @cached_property
     def store(self) -> Store:
+        from durablestack.stores.providers import open_store
+
         return open_store(self.options)
 
     def open_store(self, *, connections_max: int, timeout_seconds: float | None = None) -> Store:
         """A store with connections of its own; the same store, if it lives in memory."""
         if not self.store.durable:
             return self.store
+        from durablestack.stores.providers import open_store
+
         return open_store(self.options, connections_max=connections_max, timeout_seconds=timeout_seconds)
 
     @cached_property
     def client(self) -> DurableStackClient:
+        from durablestack.client import DurableStackClient
+
         return DurableStackClient(
             self.store, self.jobs, payload_bytes_max=self.options.payload_bytes_max, enqueued=self._wake
         )
 
     @cached_property
     def async_client(self) -> AsyncDurableStackClient:
+        from durablestack.client import AsyncDurableStackClient
+
         return AsyncDurableStackClient(self.client, self.store)
 
     @cached_property
     def queries(self) -> RunQueries:
+        from durablestack.queries import RunQueries
+
         return RunQueries(self.store)
 
     @cached_property
     def schedules(self) -> ScheduleAdmin:
         """Look after the schedules of recurring jobs."""
+        from durablestack.admin import ScheduleAdmin
+
         return ScheduleAdmin(self.store, enqueued=self._wake)
 
     @property

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import traceback
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from msgspec import Struct
@@ -15,9 +15,12 @@ from durablestack.events import tracing
 from durablestack.jobs.scope import ServiceScope, open_services
 from durablestack.jobs.services import shown
 from durablestack.options import JobActivation, TraceRelation
-from durablestack.stack import DurableStack, Hook
+from durablestack.stack import ChildApplication, DurableStack, Hook
 
 from .residue import Residue
+
+FORK_SERVER_TARGETS = "DURABLESTACK_FORK_SERVER_TARGETS"
+"""In the environment of a fork server when it begins, with spaces between: what it is to load for its children."""
 
 _FLUSH_WITHIN_SECONDS = 1.0
 
@@ -34,6 +37,16 @@ class StartHookFailed(Exception):
     """A start hook raised. The child does not start; another one may."""
 
 
+@cache
+def load(targets: tuple[str, ...]) -> ChildApplication:
+    """What a child needs of the application. The fork server has loaded it for all children, if it could.
+
+    Raises:
+        TargetError, JobDefinitionError: it cannot be loaded.
+    """
+    return DurableStack.load_application(targets)
+
+
 class Application:
     """The jobs that this child can execute, and the services that it makes for them.
 
@@ -43,7 +56,7 @@ class Application:
     """
 
     def __init__(self, targets: tuple[str, ...], settings: ChildSettings, runner: asyncio.Runner) -> None:
-        loaded = DurableStack.load_application(targets)
+        loaded = load(targets)
         self.settings = settings
         self.jobs = loaded.jobs
         self.runner = runner

@@ -13,7 +13,6 @@ from msgspec.structs import replace
 
 from durablestack.events import Event, EventSink, EventType
 from durablestack.events.delivery import Delivery
-from durablestack.events.ingestion import IngestionSink
 from durablestack.options import DurableStackOptions, redact
 from durablestack.runs import Failure, Run
 from durablestack.stores.contract import ExpiredRun
@@ -64,6 +63,8 @@ class Bus:
         self._closing = threading.Event()
         self._deliveries = [Delivery(sink, self._shaped, self._closing) for sink in sinks]
         if eventing.ingestion_enabled:
+            from durablestack.events.ingestion import IngestionSink  # an HTTP client, for those who ask only
+
             self._deliveries.append(
                 Delivery(
                     IngestionSink(

@@ -8,11 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
 import rich_click as click
-from rich.console import Console
+from msgspec import structs
 
 from durablestack.errors import DurableStackError, StoreError
 from durablestack.jobs.discovery import look_in_current_folder
@@ -23,9 +23,11 @@ from .control import run_with_signals
 from .embedded import the_one_in
 from .logs import LineFormatter, LogThread
 from .starter import end_fork_server
-from .status import log_handler, show_status, summary
 from .systemd import Systemd
 from .tree import OutcomesUnrecorded, Supervisor
+
+if TYPE_CHECKING:
+    from rich.console import Console  # takes 1 MiB and 25 ms, with what it shows; most supervisors have no terminal
 
 log = logging.getLogger("durablestack.supervisor")
 
@@ -60,6 +62,8 @@ def command(targets: tuple[str, ...], plain: bool, verbose: bool, demo: bool, **
     unrecorded.
     """
     if demo:
+        from rich.console import Console
+
         from .demo import run_demo
 
         sys.exit(run_demo(Console()))
@@ -69,11 +73,11 @@ def command(targets: tuple[str, ...], plain: bool, verbose: bool, demo: bool, **
 
 
 def _supervise(targets: tuple[str, ...], changes: dict[str, Any], *, plain: bool, verbose: bool) -> int:
-    console = Console(stderr=True)
-    live = console.is_terminal and not console.is_dumb_terminal and not plain and "NO_COLOR" not in os.environ
+    console = None if plain else _console()
+    live = console is not None
     calm = logging.WARNING if live else logging.INFO  # the status tells of what goes well
     lines = LineFormatter("%(message)s" if live else "%(asctime)s %(levelname)-7s %(message)s")
-    log_thread = _log_to(console, lines, live=live, level=logging.DEBUG if verbose else calm)
+    log_thread = _log_to(console, lines, level=logging.DEBUG if verbose else calm)
     look_in_current_folder()
     if (port := changes.pop("monitoring_port", None)) is not None:
         changes["monitoring"] = {"port": port}
@@ -90,12 +94,30 @@ def _supervise(targets: tuple[str, ...], changes: dict[str, Any], *, plain: bool
                 log_thread.close()
                 _leave(EXIT_UNRECORDED if supervisor.completer.unrecorded else 0)
 
-            anyio.run(_run, supervisor, console if live else None, systemd, leave_now)
-        log.log(logging.WARNING if live else logging.INFO, "%s", summary(supervisor))
+            anyio.run(_run, supervisor, console, systemd, leave_now)
+        log.log(logging.WARNING if live else logging.INFO, "%s", _summary(supervisor))
     except BaseException as error:
         code = _exit_code(error, lines.secrets)
     log_thread.close()
     return code
+
+
+def _console() -> Console | None:
+    """To show the status on; None where it would not be seen to change."""
+    forced = os.environ.get("FORCE_COLOR")  # a terminal, says who sets it
+    if "NO_COLOR" in os.environ or not (forced or (sys.stderr is not None and sys.stderr.isatty())):
+        return None
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return console if console.is_terminal and not console.is_dumb_terminal else None
+
+
+def _summary(supervisor: Supervisor) -> str:
+    """What is left to say when all is over."""
+    counts = structs.asdict(supervisor.completer.counts)
+    told = [f"{count} {name}" for name, count in counts.items() if count]
+    return f"stopped: {', '.join(told) or 'nothing was recorded'}"
 
 
 def _leave(code: int) -> NoReturn:
@@ -118,13 +140,19 @@ async def _run(
         if systemd is not None:
             tasks.start_soon(systemd.run, supervisor)
         if console is not None:
+            from .status import show_status
+
             tasks.start_soon(show_status, supervisor, console)
         await run_with_signals(supervisor, leave)
         tasks.cancel_scope.cancel()
 
 
-def _log_to(console: Console, lines: LineFormatter, *, live: bool, level: int) -> LogThread:
-    handler = log_handler(console) if live else logging.StreamHandler()
+def _log_to(console: Console | None, lines: LineFormatter, *, level: int) -> LogThread:
+    handler: logging.Handler = logging.StreamHandler()
+    if console is not None:
+        from .status import log_handler
+
+        handler = log_handler(console)
     handler.setFormatter(lines)
     for noisy in ("asyncio", "psycopg", "psycopg.pool"):  # their news reach us as errors, once
         logging.getLogger(noisy).setLevel(logging.ERROR)

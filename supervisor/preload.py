@@ -1,4 +1,7 @@
-"""Loaded into the fork server only, after the application: readies it to be the template of all children."""
+"""Loaded into the fork server only: loads the application there, and readies it to be the template of all children.
+
+import, register the jobs --> what fork, signals and orphans need --> collect, freeze --> children share all that
+"""
 
 import ctypes
 import errno
@@ -8,6 +11,10 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import popen_forkserver as _popen_forkserver  # noqa: F401, or each child would import it
+
+from .application import FORK_SERVER_TARGETS, load
 
 _FORK_AGAIN_SECONDS = 0.1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -40,6 +47,8 @@ def patient(fork: Callable[[], int]) -> Callable[[], int]:
     return fork_when_there_is_room
 
 
+with suppress(Exception):  # each child then loads it by itself, and tells what is wrong
+    load(tuple(os.environ.pop(FORK_SERVER_TARGETS, "").split()))
 os.fork = patient(os.fork)
 # Signals that a terminal or a service manager sends to our whole process group are meant for the supervisor,
 # which then decides when children end. The fork server must outlive them, for children die with it.
@@ -48,5 +57,6 @@ if sys.platform == "linux":
     # What a child had sent off on its own comes to us when the child dies, where the supervisor finds and ends it.
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     warnings.filterwarnings("ignore", message="forkserver: waitpid returned unexpected pid")
-# What is loaded here is shared with every child for as long as nobody touches it.
+# What is loaded here is shared with every child for as long as nobody touches it: not even the collector.
+gc.collect()
 gc.freeze()

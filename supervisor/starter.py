@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -22,7 +22,7 @@ from anyio import CapacityLimiter, to_thread
 from durablestack.options import StartMethod
 
 from . import guard, usage
-from .application import ChildSettings
+from .application import FORK_SERVER_TARGETS, ChildSettings
 from .guarding import Guard
 from .incarnation import marked_environment
 from .isolation import OOM_SCORE_ADJUSTMENT
@@ -67,10 +67,8 @@ class Starter:
         if isinstance(self.context, ForkServerContext):
             _users_of_fork_server.add(self)
             # the application is loaded once, in the fork server; a crashed child is back in milliseconds
-            # a program's own module is for the children to import, which multiprocessing does with more care
-            modules = [name for target in targets if (name := target.partition(":")[0]) != "__main__"]
             self.context.set_forkserver_preload(
-                ["durablestack.supervisor.child", *preload, *modules, "durablestack.supervisor.preload"]
+                ["durablestack.supervisor.child", *preload, "durablestack.supervisor.preload"]
             )
 
     async def start(self, process: Process, lent: tuple[End, ...]) -> None:
@@ -81,7 +79,7 @@ class Starter:
         Raises:
             OSError, EOFError, RuntimeError: it cannot be started.
         """
-        start = _Start(process, lent)
+        start = _Start(process, lent, self.targets)
         try:
             await self._call(start)
         except BaseException:
@@ -140,9 +138,10 @@ class _Start:
     """The start of a process, in a thread. Whoever comes last closes the ends that are lent to it: a fork server does
     not survive that they are closed while they are being sent."""
 
-    def __init__(self, process: Process, lent: tuple[End, ...]) -> None:
+    def __init__(self, process: Process, lent: tuple[End, ...], targets: tuple[str, ...]) -> None:
         self._process = process
         self._lent = lent
+        self._targets = targets
         self._under_way = threading.Lock()
         self._abandoned = False
 
@@ -151,7 +150,7 @@ class _Start:
             if self._abandoned:
                 return
             try:
-                _start_marked(self._process)
+                _start_marked(self._process, self._targets)
             finally:
                 self._close()
         if self._abandoned:
@@ -173,7 +172,7 @@ class _Start:
             self._process.kill()
 
 
-def _start_marked(process: Process) -> None:
+def _start_marked(process: Process, targets: tuple[str, ...]) -> None:
     """Marked is what has to be executed: the process, or the fork server alone.
 
     Whatever else the application starts meanwhile is marked too: within some milliseconds, for nobody waits here for
@@ -184,13 +183,24 @@ def _start_marked(process: Process) -> None:
         with marked_environment():
             process.start()
         return
-    with marked_environment():
+    with marked_environment(), _targets_in_environment(targets):
         forkserver.ensure_running()
     server = _fork_server()
     process.start()
     if _fork_server() != server:
         end_fork_server()
         raise OSError("the fork server has died, and the one in its place carries no marker")
+
+
+@contextlib.contextmanager
+def _targets_in_environment(targets: tuple[str, ...]) -> Iterator[None]:
+    """For a fork server that is started meanwhile, which takes them out. A program's own module is for the children to
+    import, which multiprocessing does with more care."""
+    os.environ[FORK_SERVER_TARGETS] = " ".join(each for each in targets if each.partition(":")[0] != "__main__")
+    try:
+        yield
+    finally:
+        os.environ.pop(FORK_SERVER_TARGETS, None)
 
 
 def _join(process: Process) -> None:

@@ -7,7 +7,6 @@ import time
 
 import anyio
 from anyio import to_thread
-from msgspec import structs
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.logging import RichHandler
@@ -33,13 +32,6 @@ async def show_status(supervisor: Supervisor, console: Console) -> None:
 
 def log_handler(console: Console) -> logging.Handler:
     return RichHandler(console=console, show_path=False, markup=False, log_time_format="%Y-%m-%d %H:%M:%S")
-
-
-def summary(supervisor: Supervisor) -> str:
-    """What is left to say when all is over."""
-    counts = supervisor.completer.counts
-    told = [f"{count} {name}" for name, count in structs.asdict(counts).items() if count]
-    return f"stopped: {', '.join(told) or 'nothing was recorded'}"
 
 
 def _rendered(supervisor: Supervisor) -> RenderableType:
