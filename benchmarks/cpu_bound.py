@@ -1,73 +1,85 @@
-"""64 runs of about 100 ms of pure Python: how close do 2 children on 2 cores come to the ideal?
+"""64 runs of about 100 ms of pure Python: how close do 2 and 10 children come to what 2 cores can do?
 
-    python -m benchmarks.cpu_bound [--runs 64] [--children 2] [--repeat 5]
+    python -m benchmarks.cpu_bound [--runs 64] [--children 2,10] [--cores 2] [--repeat 5]
 
-ideal = CPU time that the runs used, added up, / number of children. The ratio is wall time / ideal; 1.0 cannot be
-beaten. Supervisor and children are bound to as many cores as there are children. The wall time counts from the first
-claim to the last outcome recorded, by the database's clock.
+ideal = CPU time that the runs used, added up, / number of cores; efficiency = ideal / wall time, and 1.0 cannot be
+beaten. On a machine that has other work too, "of the rest" is the same for the cores that others left to us.
+Supervisor, children and database are bound to these cores. The wall time counts from the first claim to the last
+outcome recorded, by the database's clock.
 """
 
 from __future__ import annotations
 
 import os
-import statistics
 import time
 
 import anyio
 import rich_click as click
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.bench import all_succeeded, describe_machine, fresh_stack, stores
+from benchmarks.bench import Store, all_ready, all_succeeded, drain_seconds
 from benchmarks.bench_jobs import burn
-from durablestack import DurableStack, Run
+from benchmarks.harness import Figures, Harness, benchmark
+from benchmarks.machine import Watch
+from benchmarks.worker import until_done, worker
+from durablestack import DurableStack
+from durablestack.queries import TAKE_MAX
 from durablestack.supervisor.embedded import supervise
 
-RATIO_MAX = 1.10
+EFFICIENCY_MIN = 0.97
+RUN_SECONDS = 0.1
 
 
-@click.command()
-@click.option("--runs", default=64, help="How many runs.")
-@click.option("--children", default=2, help="Child processes, and cores.")
-@click.option("--repeat", default=5, help="Measurements per store.")
-def main(runs: int, children: int, repeat: int) -> None:
-    """Print wall time / ideal for CPU-bound runs, on each store that is available."""
-    console = Console()
-    describe_machine(console)
-    cores = set(sorted(os.sched_getaffinity(0))[:children])
-    os.sched_setaffinity(0, cores)
-    rounds = _rounds_for(0.1)
-    table = Table(title=f"{runs} runs of ~100 ms CPU, {children} children on {len(cores)} cores, {repeat} repetitions")
-    for heading in ("store", "median wall / ideal", "best", "worst", f"at most {RATIO_MAX}"):
-        table.add_column(heading)
-    with stores(console) as available:
-        for name, store in available.items():
-            ratios = []
-            for _ in range(repeat):
-                with fresh_stack(store, max_concurrent_runs=children, poll_interval_seconds=0.5) as stack:
-                    ratios.append(anyio.run(_measure, stack, runs, children, rounds))
-            median = statistics.median(ratios)
-            verdict = "yes" if median <= RATIO_MAX else "NO"
-            table.add_row(name, f"{median:.3f}", f"{min(ratios):.3f}", f"{max(ratios):.3f}", verdict)
-    console.print(table)
+UNITS = {"efficiency": "ideal / wall", "of the rest": "ideal / wall", "wall": "s", "ideal": "s"}
 
 
-async def _measure(stack: DurableStack, runs: int, children: int, rounds: int) -> float:
-    run_ids = await stack.async_client.enqueue_many(burn, [rounds] * runs)
-    async with supervise(stack):
+@benchmark(units=UNITS, repeat=5, cores=2)
+@click.option("--runs", default=64, type=click.IntRange(1, TAKE_MAX), show_default=True, help="How many runs.")
+@click.option("--children", default="2,10", show_default=True, help="Child processes.")
+def main(harness: Harness, runs: int, children: str) -> None:
+    """How much of the cores CPU-bound runs get, on each store that is available."""
+    rounds = _rounds_for(RUN_SECONDS)
+    for store in harness.stores:
+        for count in map(int, children.split(",")):
+            harness.case({"store": store.name, "children": count}, measure, store, runs, count, rounds)
+    for case in harness.measure():
+        where = f"{case.labels['store']}, {case.labels['children']} children"
+        verdict = "yes" if case.median("efficiency") >= EFFICIENCY_MIN else "NO"
+        harness.say(f"{where}: at least {EFFICIENCY_MIN}: {verdict}")
+
+
+def measure(store: Store, runs: int, children: int, rounds: int) -> Figures:
+    with store.stack(max_concurrent_runs=children, poll_interval_seconds=0.5) as stack:
+        if store.durable:
+            others_cores = _beside(stack, store, runs, rounds)
+        else:
+            others_cores = anyio.run(_in_this_process, stack, runs, rounds)
+        cpu_seconds = sum(float(run.stdout_tail or "nan") for run in stack.queries.get_recent_runs(take=runs))
+        wall, cores = drain_seconds(stack), len(os.sched_getaffinity(0))
+    ideal, rest = cpu_seconds / cores, cpu_seconds / max(cores - others_cores, 0.1)
+    return {"efficiency": ideal / wall, "of the rest": rest / wall, "wall": wall, "ideal": ideal}
+
+
+def _beside(stack: DurableStack, store: Store, runs: int, rounds: int) -> float:
+    """Drained by a supervisor of its own; how many cores others kept busy meanwhile."""
+    with worker(stack, store.options, children=stack.options.max_concurrent_runs) as supervisor:
+        supervisor.until_ready()
+        stack.client.enqueue_many(burn, [rounds] * runs)
+        watch = Watch()
+        until_done(stack, runs, [supervisor])
+        return watch.others()
+
+
+async def _in_this_process(stack: DurableStack, runs: int, rounds: int) -> float:
+    async with supervise(stack) as supervisor:
+        await all_ready(supervisor)
+        await stack.async_client.enqueue_many(burn, [rounds] * runs)
+        watch = Watch()
         await all_succeeded(stack, runs)
-    done = [run for run_id in run_ids if (run := stack.queries.get_run(run_id)) is not None]
-    cpu_seconds = sum(float(run.stdout_tail or "nan") for run in done)
-    return _wall_seconds(done) / (cpu_seconds / children)
-
-
-def _wall_seconds(runs: list[Run]) -> float:
-    began = min(run.started_at for run in runs if run.started_at)
-    ended = max(run.completed_at for run in runs if run.completed_at)
-    return (ended - began).total_seconds()
+        return watch.others()
 
 
 def _rounds_for(seconds: float) -> int:
+    """How much work that is, on a core that is not disturbed too much."""
     began, rounds = time.process_time(), 0
     while time.process_time() - began < 1.0:
         sum(range(1000))

@@ -21,10 +21,10 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import IO, Literal, Protocol, Self
 
 import psycopg
@@ -140,13 +140,13 @@ def provide_sqlserver() -> Available | Absent:
     return Absent(f"its statements were parsed, and none was run: name a server in {SQLSERVER_DSN_VARIABLE}")
 
 
-def start_postgres() -> "PostgresServer":
-    """A fresh server from the first binaries that work."""
+def start_postgres(settings: Mapping[str, str] = MappingProxyType({})) -> "PostgresServer":
+    """A fresh server from the first binaries that work; `settings` go over POSTGRES_SETTINGS."""
     if os.name != "posix":
         raise ServerAbsent(f"own servers need POSIX; name one in {POSTGRES_DSN_VARIABLE}")
     reasons: list[str] = []
     for binaries in postgres_binaries():
-        server = PostgresServer(binaries)
+        server = PostgresServer(binaries, settings)
         try:
             server.start()
         except (ServerFailed, OSError, subprocess.SubprocessError) as error:
@@ -258,8 +258,9 @@ def start_guard(pid: int, folder: Path, signal_name: str) -> subprocess.Popen[by
 class PostgresServer:
     """One private server: `start` and `stop` as often as you like, `close` removes it with its data."""
 
-    def __init__(self, binaries: Binaries) -> None:
+    def __init__(self, binaries: Binaries, settings: Mapping[str, str] = MappingProxyType({})) -> None:
         self._binaries = binaries
+        self._settings = {**POSTGRES_SETTINGS, **settings}
         self._account: Account | None = None
         self._bin = binaries.folder
         self._folder: Path | None = None
@@ -370,7 +371,7 @@ class PostgresServer:
                 raise ServerFailed(f"initdb ended with {returncode}\n{log.read().decode(errors='replace')}")
 
     def _start_on(self, port: int) -> None:
-        settings = {**POSTGRES_SETTINGS, "port": str(port)}
+        settings = {**self._settings, "port": str(port)}
         options = [word for name, setting in settings.items() for word in ("-c", f"{name}={setting}")]
         # written anew at each start: what is in it tells why this start failed
         with open(self.folder / "server.log", "wb") as log:

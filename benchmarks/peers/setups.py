@@ -1,14 +1,11 @@
-"""Who is compared, in which versions and with which settings; and an environment of its own for each."""
+"""Who is compared, in which versions and with which settings."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import subprocess
-import sys
-import venv
 from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks.peers.environments import interpreter_for
 
 ADAPTERS = Path(__file__).parent
 
@@ -89,21 +86,4 @@ SETUPS = (
 
 def interpreter(peer: Peer) -> str:
     """The Python that has the peer installed: ours, or one in a cache, which is made if need be."""
-    if not peer.pins:
-        return sys.executable
-    folder = _cache() / f"{peer.name}-{_digest(peer)}"
-    python = folder / "bin" / "python"
-    complete = folder / "complete"
-    if not complete.exists():
-        venv.create(folder, clear=True, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--pre", *peer.pins], check=True)
-        complete.touch()
-    return str(python)
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "durablestack-peers"
-
-
-def _digest(peer: Peer) -> str:
-    return hashlib.sha256("\n".join((sys.version, *peer.pins)).encode()).hexdigest()[:12]
+    return interpreter_for(peer.name, peer.pins)
