@@ -8,7 +8,7 @@ release = metadata.version("durablestack")
 extensions = ["myst_parser"]
 source_suffix = {".md": "markdown"}
 myst_heading_anchors = 3
-exclude_patterns = ["peers_reliability.md"]  # a part of reliability.md, which includes it
+exclude_patterns = ["peers_reliability.md", "performance_*.md"]  # parts of other pages, which include them
 
 html_theme = "furo"
 html_title = f"DurableStack {release}"

@@ -27,12 +27,34 @@ class Capture:
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
         self._open = True
+        self._listens = True
         os.set_blocking(self._fd, False)
         self._loop.add_reader(self._fd, self._on_readable)
+
+    def listens(self, listens: bool) -> None:
+        """Whether what is written is read as it comes, or only when it is asked for."""
+        if listens == self._listens:
+            return
+        self._listens = listens
+        if not self._open or self._pause is not None:
+            return
+        if listens:
+            self._loop.add_reader(self._fd, self._on_readable)
+        else:
+            self._loop.remove_reader(self._fd)
 
     def take(self) -> str | None:
         """What was written since the last time, cleaned; None if nothing was."""
         self._drain()
+        return self._taken()
+
+    def take_with(self, received: bytes) -> str | None:
+        """What was written since the last time, of which somebody else has read the end; what comes after it stays."""
+        if received:
+            self._keep(received)
+        return self._taken() if self._tail or self._bytes_cut else None
+
+    def _taken(self) -> str | None:
         text = bytes(self._tail).decode("utf-8", "replace")
         if self._bytes_cut:
             text = f"[{self._bytes_cut} bytes before this were not kept]\n{text}"
@@ -56,7 +78,7 @@ class Capture:
     def _resume(self) -> None:
         self._bytes_read_lately = 0
         self._pause = None
-        if self._open:
+        if self._open and self._listens:
             self._loop.add_reader(self._fd, self._on_readable)
 
     def _read(self) -> int:
@@ -71,13 +93,16 @@ class Capture:
             received = b""
         if not received:
             self._stop_reading()
+        self._keep(received)
+        self._bytes_read_lately += len(received)
+        return len(received)
+
+    def _keep(self, received: bytes) -> None:
         self._tail += received
         excess = len(self._tail) - self._bytes_max
         if excess > 0:
             del self._tail[:excess]
             self._bytes_cut += excess
-        self._bytes_read_lately += len(received)
-        return len(received)
 
     def _drain(self) -> None:
         drained = 0

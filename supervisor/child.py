@@ -1,8 +1,8 @@
-"""The child process: takes one run at a time from the pipe and executes it.
+"""The child process: takes one run at a time and executes it.
 
-    main thread       orders.get() --> Began, execute the job, reply; until Stop
-    listener thread   reads the pipe: Execute and Stop go into orders, Cancel sets the flag of the run, Trust is for
-                      the watchdog; when the pipe closes the supervisor is gone, and with it the right to go on
+    main thread       takes an order --> Began, execute the job, reply; until there is none, and none comes
+    listener thread   reads the control pipe: Cancel sets the flag of its run, Stop ends the orders, Trust is for the
+                      watchdog; when the pipe closes the supervisor is gone, and with it the right to go on
 
 A child has no connection to the database.
 """
@@ -18,9 +18,9 @@ import threading
 import traceback
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from queue import SimpleQueue
-from time import sleep  # a job may put something else in its place
+from time import perf_counter, sleep  # a job may put something else in their place
 
+from msgspec import Struct
 from msgspec.structs import astuple, replace
 
 from durablestack.errors import DurableStackError, JobDefinitionError, UnknownJob
@@ -34,8 +34,11 @@ from . import wire
 from .address_space import AddressSpace
 from .application import Application, ChildSettings
 from .isolation import out_of_the_way, set_apart
+from .leases import boottime
+from .orders import Orders, OrdersLost
 from .usage import Meter
 from .watchdog import Watchdog
+from .written import Written
 
 _EXIT_BOOT_FAILED = 70
 EXIT_ORPHANED = 71
@@ -44,28 +47,39 @@ EXIT_ORPHANED = 71
 EXIT_REENTERED = 72
 """The program that started the supervisor starts one again while a child imports it."""
 
+_Reply = wire.Succeeded | wire.Failed
+
 _LOOK_AT_PIPE_MILLISECONDS = 500
 _NO_MEMORY_PAUSE_SECONDS = 0.05
 
-_Orders = SimpleQueue["tuple[wire.Execute, CancelFlag] | None"]
+
+class Ends(Struct, frozen=True):
+    """A child's ends of what leads to its supervisor; and the other ends of what it writes to."""
+
+    control: socket.socket
+    orders: socket.socket
+    stdout: Connection
+    stderr: Connection
+    stacks: Connection
+    stdout_reader: Connection
+    stderr_reader: Connection
 
 
-def main(
-    control: socket.socket,
-    stdout: Connection,
-    stderr: Connection,
-    stacks: Connection,
-    targets: tuple[str, ...],
-    settings: ChildSettings,
-) -> None:
+def main(ends: Ends, targets: tuple[str, ...], settings: ChildSettings) -> None:
     """Where a child process begins. It does not return."""
-    set_apart(stdout, stderr, stacks)
-    pipe = _ControlPipe(control)
+    set_apart(ends.stdout, ends.stderr, ends.stacks)
+    pipe, orders, written = (
+        _ControlPipe(ends.control),
+        Orders(ends.orders),
+        Written(ends.stdout_reader, ends.stderr_reader),
+    )
     application = _load(targets, settings, pipe)
     pipe.send(wire.Ready(list(application.jobs.names)))
-    orders: _Orders = SimpleQueue()
     threading.Thread(target=_listen, args=(pipe, orders), name="durablestack-listener", daemon=True).start()
-    _serve(orders, application, pipe)
+    try:
+        _serve(orders, application, pipe, written)
+    except OrdersLost:
+        os._exit(EXIT_ORPHANED)
     application.leave()
     # neither threads nor exit handlers that a job left behind may keep the process
     os._exit(0)
@@ -130,45 +144,83 @@ def _load(targets: tuple[str, ...], settings: ChildSettings, pipe: _ControlPipe)
         os._exit(_EXIT_BOOT_FAILED)
 
 
-def _listen(pipe: _ControlPipe, orders: _Orders) -> None:
+def _listen(pipe: _ControlPipe, orders: Orders) -> None:
     try:
         _sort_orders(pipe, orders)
     finally:  # a child that does not listen is none, whatever a job has done to us
         os._exit(EXIT_ORPHANED)
 
 
-def _sort_orders(pipe: _ControlPipe, orders: _Orders) -> None:
-    flag, number = CancelFlag(), -1
+def _sort_orders(pipe: _ControlPipe, orders: Orders) -> None:
     watchdog = Watchdog()
     while True:
         for order in pipe.receive():
             match order:
                 case wire.Execute():
-                    flag, number = CancelFlag(), order.number
-                    orders.put((order, flag))
-                case wire.Cancel() if order.number == number:
-                    flag.set()
+                    orders.bring(order)
+                case wire.Cancel():
+                    orders.cancel(order.number)
                 case wire.Trust(until=until):
                     watchdog.trust_until(until)
                 case wire.Stop():
-                    orders.put(None)
+                    orders.stop()
 
 
-def _serve(orders: _Orders, application: Application, pipe: _ControlPipe) -> None:
-    while (taken := orders.get()) is not None:
-        meter = Meter()
-        reply = _perform_traced(*taken, application, pipe, meter)
-        _flush_output()
-        # What a job has changed here shall meet no other job; what it has left running the supervisor finds below us,
-        # as long as we are there: the order to stop comes after that.
-        left = application.residue.found
-        used = wire.Used(*astuple(meter.read()))
-        pipe.send(replace(reply, retires=reply.retires or bool(left), left=left, used=used))
+def _serve(orders: Orders, application: Application, pipe: _ControlPipe, written: Written) -> None:
+    """Execute order by order. What is to be said of one is said together with the beginning of the next, if there is
+    one already."""
+    while (taken := orders.take()) is not None:
+        unsaid: _Reply | None = None
+        while taken is not None:
+            unsaid = _execute(*taken, application, pipe, written, unsaid)
+            if unsaid.retires:
+                pipe.send(unsaid)
+                orders.wait_stopped()
+                return
+            try:
+                taken = orders.waiting()
+            except OrdersLost:
+                pipe.send(unsaid)
+                raise
+        if unsaid is not None:
+            pipe.send(unsaid)
+
+
+def _execute(
+    order: wire.Execute,
+    cancel_flag: CancelFlag,
+    application: Application,
+    pipe: _ControlPipe,
+    written: Written,
+    unsaid: _Reply | None,
+) -> _Reply:
+    if order.tells_output:
+        written.take()  # what was written between two runs belongs to neither
+    meter = Meter()
+    began_at = perf_counter()
+    reply = _perform_traced(order, cancel_flag, application, pipe, meter, unsaid)
+    seconds = perf_counter() - began_at
+    _flush_output()
+    # What a job has changed here shall meet no other job; what it has left running the supervisor finds below us,
+    # as long as we are there: the order to stop comes after that.
+    left = application.residue.found
+    stdout, stderr = written.take() if order.tells_output else (b"", b"")
+    if isinstance(reply, wire.Succeeded) and not reply.noticed_cancel:  # nobody asks what a success has used
+        retires = reply.retires or bool(left)
+        return wire.Succeeded(order.number, False, retires, left, wire.UNKNOWN, seconds, stdout, stderr)
+    used = wire.Used(*astuple(meter.read()))
+    retires = reply.retires or bool(left)
+    return replace(reply, retires=retires, left=left, used=used, seconds=seconds, stdout=stdout, stderr=stderr)
 
 
 def _perform_traced(
-    order: wire.Execute, cancel_flag: CancelFlag, application: Application, pipe: _ControlPipe, meter: Meter
-) -> wire.Succeeded | wire.Failed:
+    order: wire.Execute,
+    cancel_flag: CancelFlag,
+    application: Application,
+    pipe: _ControlPipe,
+    meter: Meter,
+    unsaid: _Reply | None,
+) -> _Reply:
     execution = tracing.Execution(
         run_id=order.run_id,
         job_name=order.job_name,
@@ -177,7 +229,8 @@ def _perform_traced(
         trace_context=order.trace_context,
     )
     with tracing.executing(execution, application.settings.trace_relation) as span:
-        pipe.send(wire.Began(order.number, span.trace_id, span.span_id, *meter.before))
+        began = wire.Began(order.number, span.trace_id, span.span_id, *meter.before, boottime())
+        pipe.send(began if unsaid is None else replace(unsaid, next=began))
         reply = _perform(order, cancel_flag, application)
         if isinstance(reply, wire.Failed):
             span.failed(reply.error_type, reply.error_message)

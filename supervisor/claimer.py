@@ -1,11 +1,12 @@
-"""Claims due runs for idle executors."""
+"""Claims due runs for executors that are idle, or about to be."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -13,7 +14,7 @@ import anyio
 
 from durablestack.errors import StoreError, StoreUnavailable
 from durablestack.events import EventType
-from durablestack.runs import CANCELLED_MESSAGE, LEASE_EXPIRED, Failure, Run, RunStatus
+from durablestack.runs import CANCELLED_MESSAGE, LEASE_EXPIRED, Failure, RunStatus
 from durablestack.stores.contract import Claim, Claimed, ExpiredRun, Store
 from durablestack.workers import Worker
 
@@ -21,20 +22,31 @@ from .bus import Emit
 from .clocks import DatabaseClock
 from .completer import Completer
 from .door import ask_store
-from .executor import Executor
 from .leases import LeaseTable, boottime
-from .pool import Pool
+from .pace import Pace
+from .pool import Pool, Room
 
 log = logging.getLogger(__name__)
 
 _BACKOFF_SECONDS_FIRST = 0.5
 _BACKOFF_SECONDS_MAX = 5.0
 _LOOK_FOR_EXPIRED_SECONDS = 0.5
+_LOOK_FOR_EXPIRED_SECONDS_MAX = 5.0
+_WAITS_FOR_THE_ENQUEUED_SECONDS = 1.0
+_REST_PER_LOOK_FOR_EXPIRED = 20  # where an old snapshot keeps dead entries in the index, each look walks over them
 _DUE_AFTER_SECONDS = 0.01  # the database counts from its own commit
 
 
+def _never() -> bool:
+    return False
+
+
+def _now() -> bool:
+    return True
+
+
 class Claimer:
-    """Never claims more than can start at once: a claimed run that waits is a lease that ages.
+    """Never claims more than can start at once, or in a moment: a claimed run that waits is a lease that ages.
 
     `guarded` returns once there is somebody who ends children when we cannot.
     """
@@ -53,6 +65,7 @@ class Claimer:
         poll_interval_seconds: float,
         poll_jitter_ratio: float,
         guarded: Callable[[], Awaitable[None]],
+        is_guarded: Callable[[], bool] = _now,
         emit: Emit,
     ) -> None:
         self._store = store
@@ -64,10 +77,14 @@ class Claimer:
         self._batch_size = batch_size
         self._lease_duration = lease_duration
         self._poll_interval_seconds = poll_interval_seconds
-        self._poll_jitter_ratio = poll_jitter_ratio
+        self.pace = Pace(poll_interval_seconds, poll_jitter_ratio)
         self._guarded = guarded
+        self._is_guarded = is_guarded
         self._emit = emit
         self._woken = anyio.Event()
+        self._enqueued = False
+        self._asked = anyio.Event()
+        self._comes_by: Callable[[], bool] = _never
         self._failures_in_a_row = 0
         self._look_for_expired_at = 0.0
         self._database_clock = DatabaseClock(lease_duration)
@@ -76,6 +93,11 @@ class Claimer:
     def wake(self) -> None:
         """There may be something to claim: a slot became free, or somebody enqueued."""
         self._woken.set()
+
+    def enqueued(self) -> None:
+        """Somebody has just enqueued, and would like to see it begin: all else can wait for a moment."""
+        self._enqueued = True
+        self.wake()
 
     def look_for_expired(self) -> None:
         """There are leases that have expired."""
@@ -92,26 +114,73 @@ class Claimer:
         if delay.total_seconds() < self._poll_interval_seconds:
             asyncio.get_running_loop().call_later(delay.total_seconds() + _DUE_AFTER_SECONDS, self.wake)
 
+    def comes_by(self) -> bool:
+        """Whether it asks the database in a moment, and takes along what the completer has to write."""
+        return self._comes_by()
+
     async def run(self) -> None:
-        while True:
-            await self._completer.has_room()
-            idle = await self._pool.take_idle(self._batch_size)
-            await self._guarded()
-            self._woken = anyio.Event()
-            claimed = await self._claim_for(idle)
-            if claimed < len(idle):
-                await self._rest()
+        with self._comes_when(_never):
+            while True:
+                await self._completer.has_room()
+                with self._comes_when(lambda: self._pool.has_room):
+                    await self._pool.wait_for_room()
+                await self._guarded()
+                self._woken = anyio.Event()
+                with self._comes_when(_now):
+                    filled = await self._fill()
+                if not filled:
+                    await self._rest()
 
-    async def _claim_for(self, idle: list[Executor]) -> int:
-        """Claim a run for each of the idle executors, as far as there are runs; return how many there were."""
-        with anyio.CancelScope(shield=True):  # what is claimed is handed out
-            runs = await self._claim_batch(len(idle))
-            for executor, run in zip(idle, runs, strict=False):
-                self._pool.assign(executor, run)
-            self._pool.give_back(idle[len(runs) :])
-        return len(runs)
+    @contextmanager
+    def _comes_when(self, comes_by: Callable[[], bool]) -> Iterator[None]:
+        before, self._comes_by = self._comes_by, comes_by
+        try:
+            yield
+        finally:
+            self._comes_by = before
+            self._completer.look()
 
-    async def _claim_batch(self, size: int) -> list[Run]:
+    async def _fill(self) -> bool:
+        """Claim runs for all the room there is; return whether there were as many."""
+        room = self._pool.take_room(self._batch_size)
+        if not room.size:  # the child for which there was has gone meanwhile
+            return True
+        with anyio.CancelScope(shield=True):
+            claimed = await self._claim_batch(room)
+        try:
+            while (ahead := self._may_be_claimed_ahead(room, claimed)).size:
+                await anyio.lowlevel.checkpoint_if_cancelled()
+                with anyio.CancelScope(shield=True):
+                    meanwhile, room, claimed = (room, claimed), ahead, Claimed([], [])
+                    claimed = await self._claim_and_hand_out(ahead, *meanwhile)
+            return len(claimed.runs) == room.size
+        finally:  # whatever happens, what is claimed is handed out
+            self._pool.hand_out(room, claimed.runs, claimed.passed_over)
+
+    def _may_be_claimed_ahead(self, room: Room, claimed: Claimed) -> Room:
+        """Room for the next batch, while this one is yet to be handed out: if there are so many short runs that both
+        the database and we have enough to do."""
+        if len(claimed.runs) < room.size or self._completer.is_full or not self._is_guarded():
+            return Room([], 0)
+        ahead = self._pool.room_after(room, self._batch_size)
+        return ahead if 2 * ahead.size >= self._batch_size else Room([], 0)
+
+    async def _claim_and_hand_out(self, ahead: Room, room: Room, claimed: Claimed) -> Claimed:
+        """Claim the next batch, and hand out this one while the database is asked."""
+        found: list[Claimed] = []
+
+        async def claim() -> None:
+            found.append(await self._claim_batch(ahead))
+            self._asked.set()  # if it did not come to that
+
+        async with anyio.create_task_group() as both:
+            self._asked = anyio.Event()
+            both.start_soon(claim)
+            await self._asked.wait()
+            self._pool.hand_out(room, claimed.runs, claimed.passed_over)
+        return found[0]
+
+    async def _claim_batch(self, room: Room) -> Claimed:
         try:
             await self._release_uncertain_claims()
             claim = Claim(
@@ -119,26 +188,36 @@ class Claimer:
                 worker_id=self._worker.id,
                 lease_token=uuid4(),
                 job_names=self._job_names,
-                batch_size=size,
+                batch_size=room.size,
+                begin_max=len(room.idle) if room.behind else None,
+                may_wait=self._pool.short_jobs,
                 lease_duration=self._lease_duration,
                 end_expired=await self._may_end_expired(),
             )
+            self._enqueued = False
             asked_at = boottime()
-            claimed = await self._ask_for_claim(claim)
+            claimed = await self._exchange(claim)
+            if claim.end_expired:
+                rest_seconds = _REST_PER_LOOK_FOR_EXPIRED * (boottime() - asked_at)
+                self._look_for_expired_at = asked_at + min(
+                    max(rest_seconds, _LOOK_FOR_EXPIRED_SECONDS), _LOOK_FOR_EXPIRED_SECONDS_MAX
+                )
         except StoreError as error:
             self._failed(error)
-            return []
+            return Claimed([], [])
         self._answered()
         self._tell_expired(claimed.expired)
         self._leases.hold((run.lease for run in claimed.runs), asked_at, self._lease_duration)
+        if claimed.runs:
+            self.pace.found_work()
         for run in claimed.runs:
             self._emit(EventType.JOB_CLAIMED, run)
-        return claimed.runs
+        return claimed
 
     async def _may_end_expired(self) -> bool:
         """Now and then; and not for a while after the clock that decides has jumped."""
         asked_at = boottime()
-        if asked_at < self._look_for_expired_at:
+        if asked_at < self._look_for_expired_at + (_WAITS_FOR_THE_ENQUEUED_SECONDS if self._enqueued else 0.0):
             return False
         jump = self._database_clock.saw(await ask_store(self._store.now), asked_at, boottime())
         self._look_for_expired_at = asked_at + _LOOK_FOR_EXPIRED_SECONDS
@@ -148,7 +227,29 @@ class Claimer:
             self._emit(EventType.CLOCK_JUMP_DETECTED, message=what)
         return self._database_clock.trusted
 
-    async def _ask_for_claim(self, claim: Claim) -> Claimed:
+    async def _exchange(self, claim: Claim) -> Claimed:
+        """Claim, and write down what has ended, in one transaction."""
+        batch = self._completer.take()
+        try:
+            outcomes = [outcome for _, outcome, _ in batch]
+            exchanged = await ask_store(self._store.exchange, outcomes, claim, begun=self._asked.set)
+        except StoreError as error:
+            self._completer.put_back(batch, refused=not isinstance(error, StoreUnavailable))
+            if isinstance(error, StoreUnavailable):
+                if error.uncertain:
+                    self._uncertain_claims.add(claim.lease_token)
+                raise
+            if not batch:
+                raise
+            log.warning("outcomes are written without a claim, which is repeated without them: %s", error)
+            return await self._claim_alone(claim)
+        except BaseException:
+            self._completer.put_back(batch)
+            raise
+        self._completer.written(batch, exchanged.recorded)
+        return exchanged.claimed
+
+    async def _claim_alone(self, claim: Claim) -> Claimed:
         try:
             return await ask_store(self._store.claim_due_runs, claim)
         except StoreUnavailable as error:
@@ -180,8 +281,7 @@ class Claimer:
             backoff_seconds = _BACKOFF_SECONDS_FIRST * 2.0 ** min(self._failures_in_a_row - 1, 8)
             await anyio.sleep(min(backoff_seconds, _BACKOFF_SECONDS_MAX) * random.uniform(0.8, 1.0))
             return
-        jitter = random.uniform(-self._poll_jitter_ratio, self._poll_jitter_ratio)
-        with anyio.move_on_after(self._poll_interval_seconds * (1 + jitter)):
+        with anyio.move_on_after(self.pace.rest_seconds()):
             await self._woken.wait()
 
     def _tell_expired(self, expired: list[ExpiredRun]) -> None:

@@ -3,13 +3,16 @@
 An outcome that cannot be written is not another outcome: it is written again, until the database has it or says
 that the lease is no longer ours. While one batch is on its way the next one gathers, so that the busier we are
 the larger the batches become, and nobody waits when we are not.
+
+If the claimer is about to ask the database anyway, it takes the batch along: one transaction for both.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -47,6 +50,9 @@ _BACKOFF_SECONDS_FIRST = 0.1
 _BACKOFF_SECONDS_MAX = 3.0
 
 
+Told = tuple[Run, Outcome, Course]
+
+
 class Counts(Struct):
     """What has been recorded since the start; `refused`: the lease was no longer ours."""
 
@@ -67,13 +73,16 @@ class Completer:
         self.counts = Counts()
         self.on_recorded: Callable[[Run], None] = lambda run: None
         self.on_retry: Callable[[timedelta], None] = lambda delay: None
+        self.is_fetched: Callable[[], bool] = lambda: False  # whether somebody comes by for what is waiting
         self._store = store
         self._leases = leases
         self._room_for = room_for
         self._emit = emit
         self._secrets = secrets
         # bounded by the claimer, which claims nothing while there is no room
-        self._waiting: list[tuple[Run, Outcome, Course]] = []
+        self._waiting: deque[Told] = deque()
+        self._on_the_way = 0
+        self._refused = False
         self._more = anyio.Event()
         self._room = anyio.Event()
         self._last = False
@@ -92,41 +101,74 @@ class Completer:
 
     async def has_room(self) -> None:
         """Wait while more outcomes are unwritten than we care to hold."""
-        while len(self._waiting) >= self._room_for:
+        while self.is_full:
             self._room = anyio.Event()
             await self._room.wait()
 
     @property
+    def is_full(self) -> bool:
+        return self.unrecorded >= self._room_for
+
+    @property
     def unrecorded(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + self._on_the_way
+
+    # --- whoever comes by
+
+    def take(self) -> list[Told]:
+        """What is waiting, to be written: `written` or `put_back` is to follow."""
+        return [] if self._refused else self._begin_batch()
+
+    def _begin_batch(self) -> list[Told]:
+        batch = self._next_batch()
+        self._on_the_way += len(batch)
+        return batch
+
+    def written(self, batch: Sequence[Told], recorded: Mapping[UUID, RunStatus]) -> None:
+        """The database has answered: the runs whose outcome it took, and what they are now."""
+        self._on_the_way -= len(batch)
+        self._leases.drop(outcome.lease for _, outcome, _ in batch)
+        self._room.set()
+        for run, outcome, course in batch:
+            status = recorded.get(run.id)
+            if status is RunStatus.SUCCEEDED:
+                self._tell_success(run, course)
+            else:
+                self._tell(run, outcome, course, status)
+            self.on_recorded(run)
+
+    def put_back(self, batch: Sequence[Told], *, refused: bool = False) -> None:
+        """It could not be written. `refused`: one of them is the reason, which is to be found out before there are
+        others."""
+        self._refused = refused and bool(batch)
+        self._on_the_way -= len(batch)
+        self._waiting.extendleft(reversed(batch))
+        self._more.set()
+
+    def look(self) -> None:
+        """Perhaps nobody comes by any more."""
+        if self._waiting:
+            self._more.set()
 
     # --- the actor
 
     async def run(self) -> None:
-        while self._waiting or not self._last:
+        while self.unrecorded or not self._last:
             self._more = anyio.Event()
-            if self._waiting:
-                await self._record_batch()
+            if self._waiting and (self._refused or not self.is_fetched()):
+                batch, self._refused = self._begin_batch(), False
+                self.written(batch, await self._until_written([outcome for _, outcome, _ in batch]))
             else:
                 await self._more.wait()
 
-    async def _record_batch(self) -> None:
-        batch = self._next_batch()
-        recorded = await self._until_written([outcome for _, outcome, _ in batch])
-        del self._waiting[: len(batch)]
-        self._leases.drop(outcome.lease for _, outcome, _ in batch)
-        self._room.set()
-        for run, outcome, course in batch:
-            self._tell(run, outcome, course, recorded.get(run.id))
-            self.on_recorded(run)
-
-    def _next_batch(self) -> list[tuple[Run, Outcome, Course]]:
+    def _next_batch(self) -> list[Told]:
         """Up to a second outcome of one run: of two attempts at it, the answer would not tell which was recorded."""
-        together: dict[UUID, tuple[Run, Outcome, Course]] = {}
-        for each in self._waiting[:_BATCH_SIZE_MAX]:
-            if each[0].id in together:
+        together: dict[int, Told] = {}
+        while self._waiting and len(together) < _BATCH_SIZE_MAX:
+            told = self._waiting[0]
+            if (number := told[0].id.int) in together:
                 break
-            together[each[0].id] = each
+            together[number] = self._waiting.popleft()
         return list(together.values())
 
     async def _until_written(self, batch: Sequence[Outcome]) -> dict[UUID, RunStatus]:
@@ -151,9 +193,15 @@ class Completer:
             await anyio.sleep(backoff_seconds * random.uniform(0.8, 1.2))
             backoff_seconds = min(backoff_seconds * 2, _BACKOFF_SECONDS_MAX)
 
+    def _tell_success(self, run: Run, course: Course) -> None:
+        self.counts.succeeded += 1
+        if log.isEnabledFor(logging.INFO):
+            log.info("run succeeded: %s", _names(run))
+        self._emit(EventType.JOB_SUCCEEDED, run, course=course)
+
     def _tell(self, run: Run, outcome: Outcome, course: Course, status: RunStatus | None) -> None:
         """`status` is what the run is now; None if the outcome was not taken."""
-        names = f"run_id={run.id} job_name={run.job_name} attempt={run.attempt}"
+        names = _names(run)
         if status is None:
             self.counts.refused += 1
             kind = type(outcome).__name__.lower()
@@ -164,9 +212,7 @@ class Completer:
             return
         match outcome:
             case Succeeded():
-                self.counts.succeeded += 1
-                log.info("run succeeded: %s", names)
-                self._emit(EventType.JOB_SUCCEEDED, run, course=course)
+                self._tell_success(run, course)
             case Failed(failure=failure, retry_after=None):
                 self.counts.failed += 1
                 log.error("run failed: %s error=%s: %s", names, failure.error_type, failure.error_message)
@@ -191,6 +237,10 @@ class Completer:
                 self.counts.cancelled += 1
                 log.info("run cancelled: %s", names)
                 self._emit(EventType.JOB_CANCELLED, run, course=course, message=CANCELLED_MESSAGE)
+
+
+def _names(run: Run) -> str:
+    return f"run_id={run.id} job_name={run.job_name} attempt={run.attempt}"
 
 
 def _told_with_less(outcome: Outcome, error: StoreError) -> Outcome:

@@ -37,6 +37,7 @@ class Drain:
     async def end_runs(self) -> None:
         log.info("stopping: %d runs in flight", len(self._pool.busy))
         self.until = anyio.current_time() + self._timeout_seconds
+        self._pool.let_go_of_waiting()
         await self._quiet_within(self._timeout_seconds)
         self._pool.end_all(Ending.STOPPING)
         await self._quiet_within(self._grace_seconds)

@@ -22,7 +22,7 @@ async def look_twice(child: ChildProcess, held: InHand) -> str | None:
     first = await _look(child, held)
     await held.ends_within(_APART_SECONDS)
     second = await _look(child, held)
-    if held.ended.is_set():
+    if held.has_ended:
         return None
     process = usage.look(child.pid)
     return told(first, second, process.state if process is not None else "", _APART_SECONDS)

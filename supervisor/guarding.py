@@ -80,9 +80,14 @@ class Guard:
         """None while there is none."""
         return None if self._process is None else self._process.pid
 
+    @property
+    def is_up(self) -> bool:
+        """Whether children are guarded."""
+        return self._in_children or self._up.is_set()
+
     async def up(self) -> None:
         """Wait until children are guarded."""
-        if not self._in_children:
+        if not self.is_up:
             await self._up.wait()
 
     # --- the children

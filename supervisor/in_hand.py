@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 
 import anyio
 from msgspec import Struct
@@ -14,51 +15,82 @@ from .leases import boottime
 from .terms import Terms
 from .verdict import Ending
 
+_NOTHING = Usage()
+
 
 class Assignment(Struct, frozen=True, eq=False):
-    """A run that is to be executed."""
+    """A run that is to be executed.
+
+    `expected_seconds` is how long runs of its job have taken lately. `short`: others may wait behind it.
+    """
 
     run: Run
     terms: Terms = Terms()
+    expected_seconds: float = float("inf")
+    short: bool = False
+
+    @property
+    def may_wait(self) -> bool:
+        """Behind another run. Not if it has no attempt left: should this host go, it would have lost it."""
+        return self.short and self.run.attempt < self.run.max_attempts
 
 
 class InHand:
     """From when an executor takes a run until it lets go of it. Written by the executor alone."""
 
+    __slots__ = (
+        "_ended",
+        "assignment",
+        "began_at",
+        "began_boottime",
+        "begun",
+        "course",
+        "cpu_before",
+        "ending",
+        "has_ended",
+        "order",
+        "overdue",
+        "reached",
+        "run",
+        "timeout",
+        "used",
+    )
+
     def __init__(self, assignment: Assignment) -> None:
         self.assignment = assignment
-        self.ended = anyio.Event()
+        self.run = assignment.run
+        self.has_ended = False
+        self._ended: anyio.Event | None = None  # made for those who wait, which are few
         self.ending: Ending | None = None  # why we end it, if we do
         self.reached: float | None = None  # of the limit that we end it for
         self.order: int | None = None  # by which the child has it, if one does
         self.begun = False
-        self.began_at = anyio.current_time()
+        self.overdue = False  # it was to be short, and is not
+        self.began_at = monotonic()  # the event loop's clock
         self.began_boottime = boottime()
         self.cpu_before = (0.0, 0.0)  # what the child had used when it began the run
-        self.used = Usage()  # by the run, as far as it was seen from here
+        self.used = _NOTHING  # by the run, as far as it was seen from here
         self.course = NOT_BEGUN
         self.timeout: asyncio.TimerHandle | None = None
-
-    @property
-    def run(self) -> Run:
-        return self.assignment.run
 
     @property
     def delivered(self) -> bool:
         return self.order is not None
 
-    def deliver(self, order: int) -> None:
-        self.order = order
-        self.began_at, self.began_boottime = anyio.current_time(), boottime()
+    def count_from_here(self) -> None:
+        """Nothing is before it any more: its time begins."""
+        self.began_at, self.began_boottime = monotonic(), boottime()
 
     def take_back(self) -> None:
-        """The child that had it is dead, and has not begun it."""
+        """No child has it any more, and none has begun it."""
         self.order = None
         self._forget_timeout()
 
     def end(self) -> None:
         self._forget_timeout()
-        self.ended.set()
+        self.has_ended = True
+        if self._ended is not None:
+            self._ended.set()
 
     def _forget_timeout(self) -> None:
         if self.timeout is not None:
@@ -66,6 +98,8 @@ class InHand:
             self.timeout = None
 
     async def ends_within(self, seconds: float) -> bool:
-        with anyio.move_on_after(seconds):
-            await self.ended.wait()
-        return self.ended.is_set()
+        if not self.has_ended:
+            self._ended = self._ended or anyio.Event()
+            with anyio.move_on_after(seconds):
+                await self._ended.wait()
+        return self.has_ended

@@ -7,11 +7,12 @@ any more, for it may be executing elsewhere.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
-import time
 from collections.abc import Callable, Collection, Iterable
 from datetime import timedelta
+from time import CLOCK_BOOTTIME, CLOCK_MONOTONIC, clock_gettime  # a job may put something else in their place
 from typing import Protocol
 from uuid import UUID
 
@@ -25,15 +26,18 @@ GUARD_RATIO = 0.25
 
 
 class Executing(Protocol):
-    """A child that executes a run. Both may be called from any thread."""
+    """A child that executes a run, or will as soon as it has done those before. Both may be called from any thread."""
 
     def kill(self) -> None: ...
     def trust_until(self, boottime: float | None) -> None: ...
 
 
+_BOOTTIME = CLOCK_BOOTTIME if sys.platform == "linux" else CLOCK_MONOTONIC
+
+
 def boottime() -> float:
     """Seconds on a clock that no one sets, and that goes on while the machine is suspended."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.monotonic()
+    return clock_gettime(_BOOTTIME)
 
 
 def trust_seconds(lease_duration: timedelta) -> float:
@@ -52,19 +56,48 @@ class _Held:
 
     def __init__(self, lease: Lease, asked_at: float, duration: timedelta) -> None:
         self.lease = lease
-        self.child: Executing | None = None
+        self.child: _Child | None = None
         self.trust(asked_at, duration)
 
     def trust(self, asked_at: float, duration: timedelta) -> None:
         self.trusted_until = asked_at + trust_seconds(duration)
         self.guarded_until = asked_at + guard_seconds(duration)
-        if self.child is not None:
-            self.child.trust_until(self.guarded_until)
 
-    def let_go(self) -> None:
-        child, self.child = self.child, None
-        if child is not None:
-            child.trust_until(None)
+
+class _Child:
+    """A child and the leases under which it executes, one after the other: it may go on as long as all of them allow.
+
+    While it has some, it is told of a later deadline only when its leases are renewed: an earlier one does no harm.
+    """
+
+    __slots__ = ("_told", "executing", "leases")
+
+    def __init__(self, executing: Executing) -> None:
+        self.executing = executing
+        self.leases: set[_Held] = set()
+        self._told = math.inf
+
+    def begins(self, held: _Held) -> None:
+        self.leases.add(held)
+        held.child = self
+        if held.guarded_until < self._told:
+            self._tell(held.guarded_until)
+
+    def has_ended(self, held: _Held) -> None:
+        held.child = None
+        self.leases.discard(held)
+        if not self.leases:
+            self._told = math.inf
+            self.executing.trust_until(None)
+
+    def look(self) -> None:
+        """Its leases have been renewed."""
+        if self.leases and (until := min(held.guarded_until for held in self.leases)) != self._told:
+            self._tell(until)
+
+    def _tell(self, until: float) -> None:
+        self._told = until
+        self.executing.trust_until(until)
 
 
 class LeaseTable:
@@ -73,7 +106,8 @@ class LeaseTable:
     def __init__(self, clock: Callable[[], float] = boottime) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._held: dict[UUID, _Held] = {}
+        self._held: dict[int, _Held] = {}  # by the number that the id of the run is, which is looked up at once
+        self._children: dict[Executing, _Child] = {}  # those with leases
         self._lost: set[Lease] = set()  # bounded: a lost lease stays until its executor has let go of it
 
     def __len__(self) -> int:
@@ -85,9 +119,9 @@ class LeaseTable:
         """Take leases in that were asked for at `asked_at`."""
         with self._lock:
             for lease in leases:
-                if (older := self._held.get(lease.run_id)) is not None:  # ours before, expired and claimed anew
+                if (older := self._held.get(lease.run_id.int)) is not None:  # ours before, expired and claimed anew
                     self._lose(older)
-                self._held[lease.run_id] = _Held(lease, asked_at, duration)
+                self._held[lease.run_id.int] = _Held(lease, asked_at, duration)
 
     def executing(self, lease: Lease, child: Executing) -> bool:
         """The run is about to begin; False if its lease is not to be trusted any more, so it must not."""
@@ -95,8 +129,12 @@ class LeaseTable:
             held = self._trusted(lease)
             if held is None:
                 return False
-            held.child = child
-            child.trust_until(held.guarded_until)
+            if held.child is not None and held.child.executing is not child:  # it had it, and has not begun it
+                self._let_go(held)
+            known = self._children.get(child)
+            if known is None:
+                known = self._children[child] = _Child(child)
+            known.begins(held)
             return True
 
     def is_trusted(self, lease: Lease) -> bool:
@@ -104,27 +142,40 @@ class LeaseTable:
             return self._trusted(lease) is not None
 
     def _trusted(self, lease: Lease) -> _Held | None:
-        held = self._held.get(lease.run_id)
-        return held if held and held.lease == lease and held.trusted_until > self._clock() else None
+        held = self._found(lease)
+        return held if held is not None and held.trusted_until > self._clock() else None
+
+    def _found(self, lease: Lease) -> _Held | None:
+        held = self._held.get(lease.run_id.int)
+        return held if held is not None and held.lease.token.int == lease.token.int else None
 
     def finished(self, lease: Lease) -> None:
         """The attempt has ended; only its outcome is to be written, for which the lease is still kept alive."""
         with self._lock:
-            self._lost.discard(lease)
-            if (held := self._held.get(lease.run_id)) and held.lease == lease:
-                held.let_go()
+            if self._lost:
+                self._lost.discard(lease)
+            if (held := self._found(lease)) is not None:
+                self._let_go(held)
+
+    def _let_go(self, held: _Held) -> None:
+        child = held.child
+        if child is not None:
+            child.has_ended(held)
+            if not child.leases:
+                del self._children[child.executing]
 
     def drop(self, leases: Iterable[Lease]) -> None:
         with self._lock:
             for lease in leases:
-                self._lost.discard(lease)
-                if (held := self._held.get(lease.run_id)) and held.lease == lease:
-                    held.let_go()
-                    del self._held[lease.run_id]
+                if self._lost:
+                    self._lost.discard(lease)
+                if (held := self._found(lease)) is not None:
+                    self._let_go(held)
+                    del self._held[lease.run_id.int]
 
     def is_lost(self, lease: Lease) -> bool:
         with self._lock:
-            return lease in self._lost
+            return bool(self._lost) and lease in self._lost
 
     # --- the heartbeat
 
@@ -139,8 +190,8 @@ class LeaseTable:
         lost = []
         with self._lock:
             for lease in asked:
-                held = self._held.get(lease.run_id)
-                if held is None or held.lease != lease:
+                held = self._found(lease)
+                if held is None:
                     continue
                 if lease.run_id in kept:
                     held.trust(asked_at, duration)
@@ -149,6 +200,8 @@ class LeaseTable:
                     is_executing, lease = held.child is not None, self._lose(held)
                     if is_executing:
                         lost.append(lease)
+            for child in self._children.values():  # also of those whose leases are younger than the question
+                child.look()
         return lost
 
     def lose_distrusted(self) -> list[Lease]:
@@ -166,10 +219,19 @@ class LeaseTable:
             deadlines = [held.trusted_until for held in self._held.values() if held.child is not None]
         return max(0.0, min(deadlines) - self._clock()) if deadlines else None
 
+    def _forget(self, held: _Held) -> None:
+        """The child is to die of it; that its other leases allow more is of no use to it."""
+        child, held.child = held.child, None
+        if child is not None:
+            child.leases.discard(held)
+            if not child.leases:
+                del self._children[child.executing]
+
     def _lose(self, held: _Held) -> Lease:
         """Killing comes first: nothing must be between us and it."""
         if held.child is not None:
-            held.child.kill()
+            held.child.executing.kill()
             self._lost.add(held.lease)
-        del self._held[held.lease.run_id]
+            self._forget(held)
+        del self._held[held.lease.run_id.int]
         return held.lease

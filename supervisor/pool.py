@@ -2,16 +2,21 @@
 
 An idle executor is a token. Whoever wants work done takes tokens out, and hands each a run or gives it back; an
 executor without a child that is ready is no token, so that nothing is claimed while no child can start.
+
+Where runs are short there is room for more than one behind each: see `windows`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from time import monotonic
 from uuid import UUID
 
 import anyio
+from msgspec import Struct
 from msgspec.structs import replace
 
 from durablestack.events import EventType
@@ -21,20 +26,37 @@ from durablestack.runs import Failed, Outcome, Released, Run
 
 from . import verdict, wire
 from .bus import NOT_BEGUN, Course, Emit
-from .executor import Ended, Executor, Limits
+from .ended import Ended
+from .executor import Executor
 from .in_hand import Assignment
 from .leases import LeaseTable
 from .process import ChildProcess, Death
 from .restarts import Restarts
+from .slots import Limits
 from .starter import Starter
 from .terms import Terms
 from .verdict import Ending, RetryAfter
 from .watch import Watch
+from .windows import Windows, is_short
 
 log = logging.getLogger(__name__)
 
 _UNBEGUN_MAX = 3
 _UNBEGUN_RUNS_MAX = 1_000
+_LOOK_SECONDS = 0.025
+_GENEROUS_TIMES = 3
+_LOOK_FOR_REPLIES_SECONDS = 0.001
+
+
+class Room(Struct, frozen=True):
+    """For so many runs: one for each of these executors, which have none, and some that wait behind short ones."""
+
+    idle: list[Executor]
+    behind: int
+
+    @property
+    def size(self) -> int:
+        return len(self.idle) + self.behind
 
 
 class Pool:
@@ -67,38 +89,157 @@ class Pool:
         self._retry_after = retry_after
         self._record = record
         self._emit = emit
+        self._windows = Windows(size, limits.window_max if limits.runs_per_child_max is None else 1)
+        self._terms: dict[str, Terms] = {}
+        self._waiting = 0  # behind others, when that was last counted, less those that have begun since
+        self._waiting_min = 0  # below that it is time for more
+        self._lets_wait = True
+        self._some_wait = anyio.Event()
         self._idle: deque[Executor] = deque()
         self._unbegun: Counter[UUID] = Counter()
-        self._some_idle = anyio.Event()
-        self._quiet = anyio.Event()
+        self._some_room = anyio.Event()
+        self._some_short = anyio.Event()
+        self._quiet: anyio.Event | None = None
 
     async def run(self) -> None:
         async with anyio.create_task_group() as executors:
             executors.start_soon(self._watch.run, name="watch")
+            executors.start_soon(self._look_after_short_runs, name="short runs")
+            executors.start_soon(self._look_for_replies, name="replies")
             for executor in self.executors:
                 executors.start_soon(executor.run, name=f"executor {executor.number}")
 
     # --- the claimer's side
 
-    async def take_idle(self, at_most: int) -> list[Executor]:
-        """Wait for an idle executor; take along the others that are idle too."""
-        while not self._idle:
-            self._some_idle = anyio.Event()
-            await self._some_idle.wait()
-        return [self._idle.popleft() for _ in range(min(at_most, len(self._idle)))]
+    async def wait_for_room(self) -> None:
+        while not self.has_room:
+            self._some_room = anyio.Event()
+            await self._some_room.wait()
 
-    def give_back(self, executors: Iterable[Executor]) -> None:
+    def take_room(self, at_most: int) -> Room:
+        """The room that there is for runs, if there is any; `hand_out` is to follow."""
+        if not self.has_room:
+            return Room([], 0)
+        idle = [self._idle.popleft() for _ in range(min(at_most, len(self._idle)))]
+        return Room(idle, min(at_most - len(idle), self._room_behind(len(idle))))
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it is time to claim: an executor is idle, or half of what may wait behind others has begun."""
+        return bool(self._idle) or (self._waiting < self._waiting_min and self._room_behind(0) > 0)
+
+    @property
+    def short_jobs(self) -> list[str]:
+        """Whose runs may wait behind others."""
+        return [name for name in self._windows.short_jobs if not self._terms[name].fresh_process_per_run]
+
+    def _room_behind(self, idle: int) -> int:
+        """For how many there is room behind others, and behind those that these idle ones are about to get."""
+        each = self._windows.size - 1
+        if not each or not self._lets_wait:
+            return 0
+        usable = len(self._idle) + sum(executor.line.lets_follow for executor in self.executors)
+        return max(0, min(self._windows.limit, (idle + usable) * each - self._waiting))
+
+    def room_after(self, room: Room, at_most: int) -> Room:
+        """For how many more runs there will be room, once as many as fit have been handed out into this one."""
+        return Room([], max(0, min(at_most, self._room_behind(len(room.idle)) - room.behind)))
+
+    def hand_out(self, room: Room, runs: Sequence[Run], passed_over: int = 0) -> None:
+        """Give runs to the executors that were taken for them; what is left of either goes back.
+
+        `passed_over` are those that were due, and not claimed since they could not begin at once.
+        """
+        idle = [executor for executor in room.idle if executor.assignment is None]  # none has been placed meanwhile
+        assignments = [self._assignment(run) for run in runs]
+        if len(assignments) > len(idle):  # some will have to wait: not those that are not to
+            assignments.sort(key=lambda assignment: assignment.may_wait)
+        for executor, assignment in zip(idle, assignments, strict=False):
+            self._assign(executor, assignment)
+        self._give_back(idle[len(assignments) :])
+        behind = assignments[len(idle) :]
+        if behind or passed_over:
+            self._windows.claimed(len(behind) + passed_over, self.place(behind) + passed_over)
+
+    def place(self, assignments: Sequence[Assignment]) -> int:
+        """Find a place for runs that no child has begun; return for how many there is none, which are given back."""
+        if not self._lets_wait:
+            for assignment in assignments:
+                self.never_begun(assignment.run)
+            return len(assignments)
+        idle = min(len(assignments), len(self._idle))
+        for assignment in assignments[:idle]:
+            self._assign(self._idle.popleft(), assignment)
+        return self._place_behind(assignments[idle:])
+
+    def _place_behind(self, assignments: Sequence[Assignment]) -> int:
+        """Evenly, and to each child all that it gets at once: the first order wakes it, and it finds the others."""
+        lines = [executor.line for executor in self.executors if executor.line.lets_follow]
+        lines.sort(key=lambda line: len(line.behind))
+        waiting = deque(assignment for assignment in assignments if assignment.may_wait)
+        without_place = [assignment for assignment in assignments if not assignment.may_wait]
+        for times in (1, _GENEROUS_TIMES):  # the second time for what was claimed on too high hopes
+            left = lines
+            while waiting and left:
+                share = -(-len(waiting) // len(left))
+                left = [line for line in left if line.add(waiting, share, times)]
+        for assignment in (*without_place, *waiting):
+            self.never_begun(assignment.run)
+        self._count_waiting()
+        return len(without_place) + len(waiting)
+
+    def _count_waiting(self) -> None:
+        self._waiting = sum(executor.behind for executor in self.executors)
+        self._waiting_min = (self._waiting + self._room_behind(0)) // 2
+        self._some_short.set()
+        if self._waiting:
+            self._some_wait.set()
+
+    async def _look_for_replies(self) -> None:
+        """While runs wait behind others, now and then: to be woken by each reply would cost more than to handle it."""
+        while True:
+            await self._some_wait.wait()
+            self._some_wait = anyio.Event()
+            while sum([executor.line.look_for_replies() for executor in self.executors]):  # noqa: ASYNC110
+                await asyncio.sleep(_LOOK_FOR_REPLIES_SECONDS)
+
+    def _give_back(self, executors: Iterable[Executor]) -> None:
         """Return tokens that no work was found for."""
         for executor in executors:
             if executor.assignment is None and executor.pid is not None:
                 self._put_idle(executor)
 
-    def assign(self, executor: Executor, run: Run) -> None:
+    def _assign(self, executor: Executor, assignment: Assignment) -> None:
         self.busy_or_gone(executor)  # its child may have been replaced since the token was taken, which made another
-        executor.assign(self._assignment(run))
+        executor.line.assign(assignment)
+        if assignment.short:
+            self._some_short.set()
 
     def _assignment(self, run: Run) -> Assignment:
-        return Assignment(run, self._terms_of(self._jobs.find(run.job_name)))
+        terms = self._terms.get(run.job_name)
+        if terms is None:
+            terms = self._terms[run.job_name] = self._terms_of(self._jobs.find(run.job_name))
+        expected_seconds = self._windows.expected_seconds(run)
+        return Assignment(
+            run, terms, expected_seconds, short=is_short(expected_seconds) and not terms.fresh_process_per_run
+        )
+
+    async def _look_after_short_runs(self) -> None:
+        """Those that take their time keep nobody waiting."""
+        while True:
+            await self._some_short.wait()
+            self._some_short = anyio.Event()
+            while any(executor.assignment is not None and executor.assignment.short for executor in self.executors):
+                await anyio.sleep(_LOOK_SECONDS)
+                now = monotonic()
+                for executor in self.executors:
+                    executor.line.look_after(now)
+
+    def let_go_of_waiting(self) -> None:
+        """Nothing is to wait behind another run any more: what does is given back."""
+        self._lets_wait = False
+        for executor in self.executors:
+            executor.line.let_go_of_waiting()
 
     # --- the executors' side
 
@@ -110,8 +251,14 @@ class Pool:
     def _put_idle(self, executor: Executor) -> None:
         if executor not in self._idle:
             self._idle.append(executor)
-        self._some_idle.set()
+        self._some_room.set()
         self._check_quiet()
+
+    def moved_on(self) -> None:
+        """A run that waited behind another has begun."""
+        self._waiting -= 1
+        if self._waiting < self._waiting_min:
+            self._some_room.set()
 
     def busy_or_gone(self, executor: Executor) -> None:
         if executor in self._idle:
@@ -141,7 +288,10 @@ class Pool:
 
     def ended(self, ended: Ended) -> None:
         run = ended.assignment.run
-        self._unbegun.pop(run.id, None)
+        if self._unbegun:
+            self._unbegun.pop(run.id, None)
+        if not isinstance(ended.how, Death):
+            self._windows.ended(run.job_name, ended.how.seconds)
         ending = Ending.LEASE_LOST if self._is_lost(run, ended.how) else ended.ending
         outcome = verdict.of(
             run,
@@ -190,11 +340,10 @@ class Pool:
 
     def end_run(self, run_id: UUID, ending: Ending) -> None:
         for executor in self.executors:
-            run = executor.assignment.run if executor.assignment is not None else None
-            if run is None or run.id != run_id:
+            if (run := executor.run_of(run_id)) is None:
                 continue
             if ending is not Ending.LEASE_LOST or self._leases.is_lost(run.lease):  # else it was claimed anew meanwhile
-                executor.end_run(ending)
+                executor.escalation.end(run_id, ending)
 
     def end_runs(self, run_ids: Collection[UUID], ending: Ending) -> None:
         for run_id in run_ids:
@@ -202,11 +351,11 @@ class Pool:
 
     def end_all(self, ending: Ending) -> None:
         for executor in self.executors:
-            executor.end_run(ending)
+            executor.escalation.end_run(ending)
 
     def kill_all(self, ending: Ending) -> None:
         for executor in self.executors:
-            executor.kill_run(ending)
+            executor.escalation.kill_run(ending)
 
     # --- all of them
 
@@ -232,5 +381,5 @@ class Pool:
             await self._quiet.wait()
 
     def _check_quiet(self) -> None:
-        if not self.busy:
+        if self._quiet is not None and not self.busy:
             self._quiet.set()

@@ -12,12 +12,14 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 
 import anyio
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from durablestack.runs import Output
 
@@ -29,6 +31,10 @@ from .starter import Process, Starter
 log = logging.getLogger(__name__)
 
 _RECEIVE_BYTES = 65536
+_ORDERS_BYTES = 1024 * 1024
+"""As many may wait for a child; of which the system gives what it will."""
+
+_MESSAGES = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_DGRAM
 _STACK_BYTES_MAX = 32_768
 _KILLED_WITHIN_SECONDS = 5.0
 _PIPE_CLOSED_GRACE_SECONDS = 1.0
@@ -64,6 +70,17 @@ class Death(Struct, frozen=True):
         return self.signal_name or f"exit code {self.exit_code}"
 
 
+class _Ends(Struct, frozen=True):
+    """Ours of what leads to a child; `untaken` is the child's end of `orders`."""
+
+    control: socket.socket
+    orders: socket.socket
+    untaken: socket.socket
+    stdout: Connection
+    stderr: Connection
+    stacks: Connection
+
+
 class ChildProcess:
     """Started by `start`, and gone after `end`. `send`, `trust_until`, `kill` and the ways to signal it may be called
     from any thread, at any time."""
@@ -79,6 +96,10 @@ class ChildProcess:
         self._name = name
         self._loop = asyncio.get_running_loop()
         self._frames = wire.FrameReader(wire.REPLY_BYTES_MAX)
+        self._listens = True  # to output
+        self._hears = True  # replies
+        self._deaf = False  # nothing more is to be expected of the control pipe
+        self._asked_for_stack = False
         self._unsent = bytearray()
         self._send_lock = threading.Lock()  # over what is unsent
         self._fault: str | None = None
@@ -91,34 +112,32 @@ class ChildProcess:
     # --- begin
 
     async def start(self) -> None:
-        ours, theirs = socket.socketpair()
-        context = self._starter.context
-        stdout, child_stdout = context.Pipe(duplex=False)
-        stderr, child_stderr = context.Pipe(duplex=False)
-        stacks, child_stacks = context.Pipe(duplex=False)
-        process = context.Process(
-            target=child.main,
-            args=(theirs, child_stdout, child_stderr, child_stacks, self._starter.targets, self._starter.settings),
-            name=self._name,
+        ours, lent = self._new_ends()
+        process = self._starter.context.Process(
+            target=child.main, args=(lent, self._starter.targets, self._starter.settings), name=self._name
         )
         try:
-            await self._starter.start(process, lent=(theirs, child_stdout, child_stderr, child_stacks))
+            await self._starter.start(process, lent=(lent.control, lent.stdout, lent.stderr, lent.stacks))
         except BaseException:
-            for end in (ours, stdout, stderr, stacks):
+            for end in structs.astuple(ours):
                 end.close()
             raise
-        self._begin(process, ours, stdout, stderr, stacks)
+        self._begin(process, ours)
 
-    def _begin(
-        self,
-        process: Process,
-        control: socket.socket,
-        stdout: Connection,
-        stderr: Connection,
-        stacks: Connection,
-    ) -> None:
+    def _new_ends(self) -> tuple[_Ends, child.Ends]:
+        """Ours, and the child's. The end from which it takes its orders is ours too, to take them back."""
+        pipe = partial(self._starter.context.Pipe, duplex=False)
+        control, child_control = socket.socketpair()
+        orders, child_orders = socket.socketpair(type=_MESSAGES)
+        orders.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ORDERS_BYTES)
+        (stdout, child_stdout), (stderr, child_stderr), (stacks, child_stacks) = pipe(), pipe(), pipe()
+        ours = _Ends(control, orders, child_orders, stdout, stderr, stacks)
+        return ours, child.Ends(child_control, child_orders, child_stdout, child_stderr, child_stacks, stdout, stderr)
+
+    def _begin(self, process: Process, ends: _Ends) -> None:
         assert process.pid is not None
-        self._process, self.pid, self._control = process, process.pid, control
+        self._process, self.pid = process, process.pid
+        self._control, self._orders, self._untaken = ends.control, ends.orders, ends.untaken
         with self._signal_lock:
             self._alive = True
         with contextlib.suppress(OSError, AttributeError):  # dead and buried already, or not Linux
@@ -126,11 +145,38 @@ class ChildProcess:
         looked = usage.look(self.pid)
         self._started_at = looked.started_at if looked is not None else None
         self._starter.guard.adopt(self)
-        self._stdout = Capture(stdout, self._output_bytes_max)
-        self._stderr = Capture(stderr, self._output_bytes_max)
-        self._stacks = Capture(stacks, _STACK_BYTES_MAX)
-        control.setblocking(False)
-        self._loop.add_reader(control, self._on_readable)
+        self._stdout = Capture(ends.stdout, self._output_bytes_max)
+        self._stderr = Capture(ends.stderr, self._output_bytes_max)
+        self._stacks = Capture(ends.stacks, _STACK_BYTES_MAX)
+        self._control.setblocking(False)
+        self._loop.add_reader(self._control, self._on_readable)
+
+    # --- orders
+
+    def put(self, order: wire.Execute) -> bool:
+        """Add an order to those that the child may take; False if there is no room for one more. One that is put in
+        vain, for the child is gone, is taken back."""
+        message = wire.frame(order)
+        if len(message) > wire.MESSAGE_BYTES_MAX:
+            self.send(order)
+            message = wire.frame(wire.Follows(order.number))
+        try:
+            self._orders.send(message, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:  # the death of the child is learnt elsewhere
+            pass
+        return True
+
+    def take_back(self) -> frozenset[int]:
+        """Take back the orders that the child has not taken; return their numbers."""
+        numbers: set[int] = set()
+        with contextlib.suppress(OSError):
+            while message := self._untaken.recv(2 * wire.MESSAGE_BYTES_MAX, socket.MSG_DONTWAIT):
+                order = wire.decode_order(wire.only_body(message))
+                if isinstance(order, wire.Execute | wire.Follows):
+                    numbers.add(order.number)
+        return frozenset(numbers)
 
     # --- speak and listen
 
@@ -164,6 +210,25 @@ class ChildProcess:
         """From any thread: by when the child has to be dead, should we not be there to see to it; None: it may live."""
         self._starter.guard.trust_until(self, boottime)
 
+    def listens_to_replies(self, listens: bool) -> None:
+        """Whether replies are heard as they come, or only when they are looked for, which costs both sides less where
+        there are many."""
+        if listens == self._hears or self._deaf:
+            return
+        self._hears = listens
+        if listens:
+            self._loop.add_reader(self._control, self._on_readable)
+        else:
+            self._loop.remove_reader(self._control)
+
+    def look_for_replies(self) -> None:
+        if not self._hears and not self._deaf and not self.gone:
+            self._on_readable()
+
+    def _hear_no_more(self) -> None:
+        self._deaf = True
+        self._loop.remove_reader(self._control)
+
     def _on_readable(self) -> None:
         try:
             received = self._control.recv(_RECEIVE_BYTES)
@@ -172,14 +237,14 @@ class ChildProcess:
         except OSError:
             received = b""
         if not received:
-            self._loop.remove_reader(self._control)
+            self._hear_no_more()
             self._loop.call_later(_PIPE_CLOSED_GRACE_SECONDS, self._at_fault, "it closed its control pipe")
             return
         try:
             for body in self._frames.feed(received):
                 self.on_reply(wire.decode_reply(body))
         except wire.ProtocolError as error:
-            self._loop.remove_reader(self._control)
+            self._hear_no_more()
             self._at_fault(f"it sent {error}")
 
     def _at_fault(self, reason: str) -> None:
@@ -191,9 +256,31 @@ class ChildProcess:
         """What was written to standard output and standard error since this was last asked."""
         return Output(self._stdout.take(), self._stderr.take())
 
+    @property
+    def listens(self) -> bool:
+        """Whether what is written is read here at once."""
+        return self._listens
+
+    def listens_to_output(self, listens: bool) -> None:
+        """Whether what is written is read here at once. Else its child reads and tells it, and this is asked for it
+        only if that does not come about, since it dies or takes its time."""
+        self._listens = listens
+        self._stdout.listens(listens)
+        self._stderr.listens(listens)
+
+    def told_output(self, reply: wire.Succeeded | wire.Failed) -> Output:
+        """What was written, by the reply that ends with it."""
+        return Output(self._stdout.take_with(reply.stdout), self._stderr.take_with(reply.stderr))
+
     def take_stack(self) -> str | None:
         """The Python stacks that it told since this was last asked: when it was asked to, or because it crashed."""
         return self._stacks.take()
+
+    def forget_stack(self) -> None:
+        """What it was asked for before is not of the next run."""
+        if self._asked_for_stack:
+            self._asked_for_stack = False
+            self._stacks.take()
 
     # --- end
 
@@ -220,6 +307,7 @@ class ChildProcess:
         """A job may have set all signals back, and its process would die of ours: then it is not asked."""
         with self._signal_lock:
             if self._alive and usage.catches(self.pid, STACK_SIGNAL):
+                self._asked_for_stack = True
                 self._signal_one(STACK_SIGNAL)
 
     def _signal_one(self, number: int) -> None:
@@ -281,6 +369,8 @@ class ChildProcess:
         self._loop.remove_reader(self._control)
         self._loop.remove_writer(self._control)
         self._control.close()
+        self._orders.close()
+        self._untaken.close()
         self._stdout.close()
         self._stderr.close()
         self._stacks.close()

@@ -4,8 +4,8 @@ Shutdown order is indentation. What is nested deeper stops earlier:
 
     records     heartbeat, completer      stop last, when nothing is left to keep or to write
       work      the executors             stop once they are drained, or made to
-        intake  claimer, scheduler        stop first; so do those that nobody waits for: residents, stacks, sweeper,
-                                          backlog watch
+        intake  claimer, scheduler        stop first; so do those that nobody waits for: residents, stacks, waking,
+                                          sweeper, backlog watch
 
 Around these: the guard, which is there before the first child, and after the last.
 Around all of it: the endpoint, which answers from the start to the end, and the bus, which tells of the end too.
@@ -42,7 +42,6 @@ from .completer import Completer
 from .door import ask_store
 from .drain import Drain
 from .endpoint import Endpoint
-from .executor import Limits
 from .guarding import Guard
 from .heartbeat import Heartbeat, attempt_timeout_seconds
 from .incarnation import this_worker
@@ -53,18 +52,20 @@ from .residents import Residents
 from .restarts import Restarts
 from .retries import Retries
 from .scheduler import Scheduler
+from .slots import Limits
 from .stacks import Stacks
 from .starter import Starter
 from .sweeper import Sweeper
 from .tally import RunTally
 from .telemetry import TelemetrySink
 from .terms import terms_of
+from .waking import Waking
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 2
 """For the claimer and the completer. The heartbeat has one of its own; scheduler, residents, stacks, sweeper and
-backlog watch share one; children have none."""
+backlog watch share one; waking listens on one of its own, on PostgreSQL; children have none."""
 
 _LAST_WRITES_WITHIN_SECONDS = 5.0
 _LAST_EVENTS_WITHIN_SECONDS = 3.0
@@ -103,7 +104,7 @@ class Supervisor:
         self.completer = Completer(
             self._store,
             self.leases,
-            room_for=10 * options.max_concurrent_runs,
+            room_for=max(10 * options.max_concurrent_runs, 6 * options.batch_size),
             emit=self.bus.emit,
             secrets=options.secrets(),
         )
@@ -113,6 +114,9 @@ class Supervisor:
         self.drain = Drain(self.pool, options)
         self.claimer = self._new_claimer()
         self.pool.on_room = self.claimer.wake
+        self.completer.is_fetched = self.claimer.comes_by
+        listener = self._upkeep_store.listen()
+        self.waking = Waking(listener, self.claimer.pace, wake=self.claimer.enqueued) if listener else None
         self.scheduler = self._new_scheduler()
         self.completer.on_recorded = self.scheduler.run_ended
         self.completer.on_retry = self.claimer.wake_after
@@ -180,6 +184,7 @@ class Supervisor:
             poll_interval_seconds=options.poll_interval_seconds,
             poll_jitter_ratio=options.poll_jitter_ratio if options.poll_jitter_enabled else 0.0,
             guarded=self.guard.up,
+            is_guarded=lambda: self.guard.is_up,
             emit=self.bus.emit,
         )
 
@@ -191,7 +196,7 @@ class Supervisor:
             options.recurring,
             application=self.stack.application_name,
             poll_interval_seconds=options.poll_interval_seconds,
-            on_enqueued=self.claimer.wake,
+            on_enqueued=self.claimer.enqueued,
         )
 
     def _new_sweeper(self) -> Sweeper:
@@ -305,6 +310,8 @@ class Supervisor:
                         intake.start_soon(self.claimer.run, name="claimer")
                         intake.start_soon(self.scheduler.run, name="scheduler")
                         intake.start_soon(self.stacks.run, name="stacks")
+                        if self.waking is not None:
+                            intake.start_soon(self.waking.run, name="waking")
                         if self._store.durable:
                             intake.start_soon(self.residents.run, name="residents")
                         if self.stack.options.retention.enabled:
@@ -332,7 +339,7 @@ class Supervisor:
 
         def wake() -> None:
             with suppress(RuntimeError):  # the loop has closed meanwhile
-                loop.call_soon_threadsafe(self.claimer.wake)
+                loop.call_soon_threadsafe(self.claimer.enqueued)
 
         self.stack.add_waker(wake)
         try:
@@ -361,6 +368,7 @@ def _limits(options: DurableStackOptions) -> Limits:
         cancel_grace_seconds=options.cancel_grace_seconds,
         terminate_grace_seconds=options.terminate_grace_seconds,
         output_bytes_max=options.captured_output_bytes_max,
+        window_max=options.window_max,
         runs_per_child_max=options.runs_per_child_max,
         child_memory_max=options.child_memory_max,
     )

@@ -50,7 +50,7 @@ class Watch:
         if (is_limited or self._looks % _LOOKS_PER_UNLIMITED == 0) and (sample := executor.measure()) is not None:
             exceeded = exceeds(sample, terms)
             if exceeded is not None:
-                executor.end_exceeding(*exceeded)
+                executor.escalation.end_exceeding(*exceeded)
 
 
 def rest_seconds(look_seconds: float) -> float:

@@ -4,16 +4,20 @@
         | <------------------- BootFailed(error, ...) -  |   the application cannot be loaded; or else
         | <-------------------------- Ready(jobs) -----  |
         | -- Trust(until) --------------------------->   |   where there is no guard: end yourself by then
-        | -- Execute(number, run_id, job_name, ...) -->  |
+        | == Execute(number, run_id, job_name, ...) ==>  |   there may be several, to be taken one after the other
         | <-------------------- Began(number, ...) ----  |   from here on the attempt counts
         | -- Cancel(number) ------------------------->   |   please leave; force follows
-        | <------------------- Succeeded(number, ...) -  |   one of the two
-        | <---------------------- Failed(number, ...) -  |
-        | -- Stop() --------------------------------->   |   once the run in hand has ended
+        | <------------------- Succeeded(number, ...) -  |   one of the two; if the next order is there already,
+        | <---------------------- Failed(number, ...) -  |   that it has begun is said along with it
+        | -- Stop() --------------------------------->   |   once nothing is left to take
 
 A message is a frame: length and CRC-32 of the body, then the body, a tagged msgspec struct. Orders are numbered
 per child, so that a reply can be told from one to an earlier order. Frames are capped at both ends: a length that
 is out of bounds, a wrong checksum or a body of no known shape is a ProtocolError, and the child is not to be trusted.
+
+There are two ways to a child. What is to be executed goes through a socket that keeps messages apart (===), from which
+the child takes the next one when it is ready for it, and the supervisor takes back what is to be done elsewhere: each
+is taken once, by whoever comes first. All else goes through the control pipe (---), to which the child always listens.
 """
 
 from __future__ import annotations
@@ -32,6 +36,12 @@ REPLY_BYTES_MAX = 256 * 1024
 ORDER_BYTES_MAX = 256 * 1024 * 1024
 """Orders hold a payload, whose size is limited where it is enqueued; this is only a bound on nonsense."""
 
+MESSAGE_BYTES_MAX = 32 * 1024
+"""Of an order in a message of its own; a longer one takes the control pipe."""
+
+OUTPUT_BYTES_MAX = 64 * 1024
+"""Of a stream, in a reply."""
+
 RETRY_AFTER_SECONDS_MAX = 10 * 366 * 86_400
 """A delay that the supervisor can count with: neither NaN nor beyond what a timedelta holds."""
 
@@ -40,6 +50,8 @@ CPU_SECONDS_MAX = 1e9
 """What a database can take."""
 
 CpuSeconds = Annotated[float, Meta(ge=0, le=CPU_SECONDS_MAX)]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+Written = Annotated[bytes, Meta(max_length=OUTPUT_BYTES_MAX)]
 Left = Annotated[tuple[Annotated[str, Meta(max_length=50)], ...], Meta(max_length=50)]
 
 _HEADER = struct.Struct("<II")
@@ -49,7 +61,7 @@ class ProtocolError(Exception):
     """What arrived is not a frame of ours."""
 
 
-class Execute(Struct, frozen=True, tag="execute"):
+class Execute(Struct, frozen=True, tag="execute", omit_defaults=True):
     number: int
     run_id: UUID
     job_name: str
@@ -60,6 +72,15 @@ class Execute(Struct, frozen=True, tag="execute"):
     trace_context: str | None = None
     address_space_limit: int | None = None
     """In bytes, while the run lasts."""
+    tells_output: bool = False
+    """The reply is to hold what the run has written: other orders may follow at once, and nobody else could tell whose
+    it is."""
+
+
+class Follows(Struct, frozen=True, tag="follows"):
+    """In the place of an order that is too long for a message; it takes the control pipe."""
+
+    number: int
 
 
 class Cancel(Struct, frozen=True, tag="cancel"):
@@ -90,14 +111,16 @@ class Ready(Struct, frozen=True, tag="ready"):
 
 
 class Began(Struct, frozen=True, tag="began"):
-    """From here on the attempt counts: the job's code may have run. Ids of the trace, if there is one; and what CPU
-    time the child has used before, for what it uses from here on is the attempt's."""
+    """From here on the attempt counts: the job's code may have run. Ids of the trace, if there is one; what CPU time
+    the child has used before, for what it uses from here on is the attempt's; and when that is, by the clock of
+    `leases.boottime`, for what it has started since is the attempt's too."""
 
     number: int
     trace_id: Annotated[str, Meta(max_length=32)] = ""
     span_id: Annotated[str, Meta(max_length=16)] = ""
     user_cpu_seconds: CpuSeconds = 0.0
     system_cpu_seconds: CpuSeconds = 0.0
+    boottime: Seconds = 0.0
 
 
 class Used(Struct, frozen=True):
@@ -108,18 +131,26 @@ class Used(Struct, frozen=True):
     system_cpu_seconds: CpuSeconds | None = None
 
 
-class Succeeded(Struct, frozen=True, tag="succeeded"):
+UNKNOWN = Used()
+
+
+class Succeeded(Struct, frozen=True, tag="succeeded", omit_defaults=True):
     """`noticed_cancel`: the job knew that it should end. `retires`: the child is to get no further order
-    but to stop; `left` says what of it is not as it was, in words."""
+    but to stop; `left` says what of it is not as it was, in words. `next` has begun."""
 
     number: int
     noticed_cancel: bool = False
     retires: bool = False
     left: Left = ()
-    used: Used = Used()
+    used: Used = UNKNOWN
+    seconds: Seconds = 0.0
+    """From the beginning of the job to its end, as the child saw it."""
+    stdout: Written = b""
+    stderr: Written = b""
+    next: Began | None = None
 
 
-class Failed(Struct, frozen=True, tag="failed"):
+class Failed(Struct, frozen=True, tag="failed", omit_defaults=True):
     number: int
     error_type: str
     error_message: str
@@ -128,10 +159,14 @@ class Failed(Struct, frozen=True, tag="failed"):
     retry_after_seconds: Annotated[float, Meta(ge=0, le=RETRY_AFTER_SECONDS_MAX)] | None = None
     retires: bool = False
     left: Left = ()
-    used: Used = Used()
+    used: Used = UNKNOWN
+    seconds: Seconds = 0.0
+    stdout: Written = b""
+    stderr: Written = b""
+    next: Began | None = None
 
 
-Order = Execute | Cancel | Stop | Trust
+Order = Execute | Follows | Cancel | Stop | Trust
 Reply = BootFailed | Ready | Began | Succeeded | Failed
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -149,7 +184,7 @@ class FrameReader:
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
-        self._buffer = bytearray()
+        self._rest = bytearray()  # the beginning of a frame, if that is all there is
 
     def feed(self, received: bytes) -> Iterator[bytes]:
         """The bodies of the frames that are complete now.
@@ -157,21 +192,34 @@ class FrameReader:
         Raises:
             ProtocolError: a frame is too long, or damaged.
         """
-        self._buffer += received
+        if self._rest:
+            self._rest += received
+        buffer = self._rest or received
         start = 0
-        while len(self._buffer) - start >= _HEADER.size:
-            length, checksum = _HEADER.unpack_from(self._buffer, start)
+        while len(buffer) - start >= _HEADER.size:
+            length, checksum = _HEADER.unpack_from(buffer, start)
             if length > self._bytes_max:
                 raise ProtocolError(f"a frame of {length} bytes; at most {self._bytes_max} are allowed")
             end = start + _HEADER.size + length
-            if len(self._buffer) < end:
+            if len(buffer) < end:
                 break
-            body = bytes(self._buffer[start + _HEADER.size : end])
+            body = bytes(buffer[start + _HEADER.size : end])
             if zlib.crc32(body) != checksum:
                 raise ProtocolError("a frame with a wrong checksum")
             start = end
             yield body
-        del self._buffer[:start]
+        if self._rest:
+            del self._rest[:start]
+        else:
+            self._rest += received[start:]
+
+
+def only_body(message: bytes) -> bytes:
+    """The body of the frame that a message is. Raises ProtocolError if it is none, or more than one."""
+    body = message[_HEADER.size :]
+    if len(message) < _HEADER.size or _HEADER.unpack_from(message) != (len(body), zlib.crc32(body)):
+        raise ProtocolError("a message that is not one frame")
+    return body
 
 
 def decode_order(body: bytes) -> Order:

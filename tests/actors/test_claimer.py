@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import zip_longest
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -14,11 +15,13 @@ from parts import leased_run
 from durablestack.errors import StoreError, StoreUnavailable
 from durablestack.events import EventType
 from durablestack.ids import new_run_id
-from durablestack.runs import Run, RunStatus
-from durablestack.stores.contract import Claim, Claimed, ExpiredRun
+from durablestack.runs import Outcome, Run, RunStatus, Succeeded
+from durablestack.stores.contract import Claim, Claimed, Exchanged, ExpiredRun
+from durablestack.supervisor.bus import NOT_BEGUN, Course
 from durablestack.supervisor.claimer import Claimer
 from durablestack.supervisor.incarnation import this_worker
 from durablestack.supervisor.leases import LeaseTable, boottime
+from durablestack.supervisor.pool import Room
 
 pytestmark = pytest.mark.anyio
 
@@ -35,6 +38,8 @@ class Backlog:
         self.runs = runs
         self.failures = list(failures)
         self.release_failures: list[Exception] = []
+        self.refuses_outcomes = False
+        self.recorded: list[Outcome] = []
         self.steps: list[tuple[str, object]] = []
         self.claims: list[Claim] = []
         self.expired: list[ExpiredRun] = []
@@ -42,6 +47,13 @@ class Backlog:
 
     def now(self) -> datetime:
         return datetime.fromtimestamp(boottime(), UTC) + self.clock_set_by
+
+    def exchange(self, outcomes: Sequence[Outcome], claim: Claim) -> Exchanged:
+        if outcomes and self.refuses_outcomes:
+            raise StoreError("outcomes are refused")
+        claimed = self.claim_due_runs(claim)
+        self.recorded += outcomes
+        return Exchanged({outcome.lease.run_id: RunStatus.SUCCEEDED for outcome in outcomes}, claimed)
 
     def claim_due_runs(self, claim: Claim) -> Claimed:
         self.claims.append(claim)
@@ -64,42 +76,75 @@ class Tokens:
 
     def __init__(self, idle: int) -> None:
         self.idle = list(range(idle))
-        self.assigned: list[tuple[int, Run]] = []
-        self.asked: list[int] = []
+        self.behind = 0
+        self.short_jobs = ["job"]
+        self.assigned: list[tuple[int | None, Run]] = []
         self._changed = anyio.Event()
 
-    async def take_idle(self, at_most: int) -> list[int]:
-        self.asked.append(at_most)
-        while not self.idle:
+    @property
+    def has_room(self) -> bool:
+        return bool(self.idle or self.behind)
+
+    async def wait_for_room(self) -> None:
+        while not self.has_room:
             self._changed = anyio.Event()
             await self._changed.wait()
+
+    def take_room(self, at_most: int) -> Room:
         taken, self.idle = self.idle[:at_most], self.idle[at_most:]
-        return taken
+        return Room(taken, min(at_most - len(taken), self.behind))  # type: ignore[arg-type]
 
     def give_back(self, executors: Iterable[int]) -> None:
         self.idle += executors
         self._changed.set()
 
-    def assign(self, executor: int, run: Run) -> None:
-        self.assigned.append((executor, run))
+    def room_after(self, room: Room, at_most: int) -> Room:
+        return Room([], max(0, min(at_most, self.behind - room.behind)))
+
+    def hand_out(self, room: Room, runs: Sequence[Run], passed_over: int) -> None:
+        idle: list[Any] = room.idle
+        self.assigned += [(executor, run) for executor, run in zip_longest(idle, runs) if run is not None]
+        self.behind -= max(0, len(runs) - len(idle))
+        self.give_back(idle[len(runs) :])
 
 
-class Room:
-    """A completer that may be full."""
+class Desk:
+    """A completer that may be full, and may have something to write."""
 
     def __init__(self) -> None:
         self.free = anyio.Event()
         self.free.set()
+        self.waiting: list[tuple[Run, Outcome, Course]] = []
+        self.written_by_claimer: list[tuple[Run, Outcome, Course]] = []
+        self.looks = 0
+
+    @property
+    def is_full(self) -> bool:
+        return not self.free.is_set()
 
     async def has_room(self) -> None:
         await self.free.wait()
+
+    def take(self) -> list[tuple[Run, Outcome, Course]]:
+        taken, self.waiting = self.waiting, []
+        return taken
+
+    def written(self, batch: Sequence[tuple[Run, Outcome, Course]], recorded: dict[UUID, RunStatus]) -> None:
+        assert set(recorded) == {run.id for run, _, _ in batch}
+        self.written_by_claimer += batch
+
+    def put_back(self, batch: Sequence[tuple[Run, Outcome, Course]], *, refused: bool = False) -> None:
+        self.waiting = [*batch, *self.waiting]
+
+    def look(self) -> None:
+        self.looks += 1
 
 
 class Hall:
     """A claimer between a backlog and executors."""
 
     def __init__(self, store: Backlog, idle: int, **changes: Any) -> None:
-        self.store, self.pool, self.leases, self.room = store, Tokens(idle), LeaseTable(), Room()
+        self.store, self.pool, self.leases, self.room = store, Tokens(idle), LeaseTable(), Desk()
         self.told: list[tuple[str, UUID]] = []
         self.told_of_worker: list[EventType] = []
         self.guarded = anyio.Event()
@@ -124,8 +169,10 @@ class Hall:
             self.told.append((event_type, run.id if isinstance(run, Run) else run.run_id))
 
     async def step(self) -> int:
-        """Take tokens and claim for them, as `run` does before it rests."""
-        return await self.claimer._claim_for(await self.pool.take_idle(self.claimer._batch_size))  # type: ignore[arg-type]
+        """Take tokens and claim for them, as `run` does before it rests; return how many runs there were."""
+        before = len(self.pool.assigned)
+        await self.claimer._fill()
+        return len(self.pool.assigned) - before
 
 
 async def until(condition: Any) -> None:
@@ -173,7 +220,11 @@ async def test_a_claim_says_who_claims_what_and_for_how_long_under_a_fresh_token
 async def test_what_is_claimed_is_held_before_it_is_assigned() -> None:
     hall = Hall(Backlog(1), idle=1)
     held: list[bool] = []
-    hall.pool.assign = lambda executor, run: held.append(run.lease in hall.leases.held())  # type: ignore[method-assign]
+
+    def hand_out(room: Room, runs: Sequence[Run], passed_over: int) -> None:
+        held.extend(run.lease in hall.leases.held() for run in runs)
+
+    hall.pool.hand_out = hand_out  # type: ignore[method-assign]
     await hall.step()
     assert held == [True]
 
@@ -182,7 +233,7 @@ async def test_a_claim_that_is_under_way_when_the_claimer_stops_is_handed_out() 
     hall = Hall(Backlog(1), idle=1)
     with anyio.CancelScope() as scope:
         scope.cancel()
-        await hall.claimer._claim_for([0])  # type: ignore[list-item]
+        await hall.claimer._fill()
     assert len(hall.pool.assigned) == 1
 
 
@@ -203,6 +254,121 @@ async def test_nothing_is_told_of_a_claim_that_failed() -> None:
     hall = Hall(Backlog(5, [CUT]), idle=2)
     await hall.step()
     assert hall.told == []
+
+
+# --- behind others
+
+
+async def test_runs_of_short_jobs_are_claimed_to_wait_and_of_others_no_more_than_can_begin() -> None:
+    hall = Hall(Backlog(100), idle=2)
+    hall.pool.behind = 5
+    assert await hall.step() == 7
+    assert [(claim.batch_size, claim.begin_max, claim.may_wait) for claim in hall.store.claims] == [(7, 2, ["job"])]
+
+
+async def test_the_next_batch_is_claimed_while_this_one_is_handed_out_as_long_as_there_is_room_for_it() -> None:
+    hall = Hall(Backlog(100), idle=1, batch_size=10)
+    hall.pool.behind = 35
+    handed_out: list[int] = []
+    hand_out, exchange = hall.pool.hand_out, hall.store.exchange
+    asked_before = []
+
+    def noted(room: Room, runs: Sequence[Run], passed_over: int) -> None:
+        handed_out.append(len(runs))
+        hand_out(room, runs, passed_over)
+
+    def asked(outcomes: Sequence[Outcome], claim: Claim) -> Exchanged:
+        asked_before.append(len(handed_out))
+        return exchange(outcomes, claim)
+
+    hall.pool.hand_out, hall.store.exchange = noted, asked  # type: ignore[method-assign]
+    await hall.step()
+    assert [claim.batch_size for claim in hall.store.claims] == [10, 10, 10, 6]
+    assert asked_before[:2] == [0, 0], "the second one was asked for before the first one was handed out"
+    assert handed_out == [10, 10, 10, 6]
+    assert len({run.id for _, run in hall.pool.assigned}) == 36
+
+
+@pytest.mark.parametrize("failure", [AWAY, CUT, StoreError("refused")])
+async def test_what_is_claimed_is_handed_out_though_the_next_claim_fails(failure: Exception) -> None:
+    hall = Hall(Backlog(100, [None, failure]), idle=1, batch_size=10)
+    hall.pool.behind = 100
+    await hall.step()
+    assert [len(hall.store.claims), len(hall.pool.assigned)] == [2, 10]
+
+
+async def test_nothing_is_claimed_ahead_while_outcomes_pile_up_or_nobody_guards() -> None:
+    hall = Hall(Backlog(100), idle=1, batch_size=10, is_guarded=lambda: False)
+    hall.pool.behind = 100
+    await hall.step()
+    assert len(hall.store.claims) == 1
+    hall = Hall(Backlog(100), idle=1, batch_size=10)
+    hall.pool.behind, hall.room.free = 100, anyio.Event()
+    await hall.step()
+    assert len(hall.store.claims) == 1
+
+
+async def test_where_nothing_may_wait_any_run_is_claimed() -> None:
+    hall = Hall(Backlog(100), idle=2)
+    await hall.step()
+    assert hall.store.claims[0].begin_max is None
+
+
+# --- what has ended
+
+
+def told() -> tuple[Run, Outcome, Course]:
+    run = leased_run()
+    return run, Succeeded(run.lease), NOT_BEGUN
+
+
+async def test_what_is_to_be_written_goes_along_with_a_claim() -> None:
+    hall, ended = Hall(Backlog(3), idle=1), told()
+    hall.room.waiting = [ended]
+    await hall.step()
+    assert hall.store.recorded == [ended[1]]
+    assert hall.room.written_by_claimer == [ended]
+    assert hall.room.waiting == []
+
+
+@pytest.mark.parametrize("failure", [AWAY, CUT])
+async def test_what_could_not_be_written_with_a_claim_is_given_back(failure: Exception) -> None:
+    hall, ended = Hall(Backlog(3, [failure]), idle=1), told()
+    hall.room.waiting = [ended]
+    assert await hall.step() == 0
+    assert hall.room.waiting == [ended]
+    assert hall.room.written_by_claimer == []
+
+
+async def test_outcomes_that_the_database_refuses_do_not_keep_it_from_claiming() -> None:
+    hall, ended = Hall(Backlog(3), idle=1), told()
+    hall.room.waiting, hall.store.refuses_outcomes = [ended], True
+    assert await hall.step() == 1
+    assert hall.room.waiting == [ended]
+
+
+async def test_whoever_has_something_to_write_is_told_when_the_claimer_does_not_come() -> None:
+    hall = Hall(Backlog(0), idle=1)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(hall.claimer.run)
+        await until(lambda: hall.store.claims)
+        await anyio.wait_all_tasks_blocked()
+        assert not hall.claimer.comes_by()
+        assert hall.room.looks
+        tasks.cancel_scope.cancel()
+    assert not hall.claimer.comes_by()
+
+
+async def test_a_claimer_that_waits_for_room_comes_by_as_soon_as_there_is_some() -> None:
+    hall = Hall(Backlog(5), idle=0)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(hall.claimer.run)
+        await anyio.wait_all_tasks_blocked()
+        assert not hall.claimer.comes_by()
+        hall.pool.give_back([0])
+        assert hall.claimer.comes_by()
+        await until(lambda: len(hall.pool.assigned) == 1)
+        tasks.cancel_scope.cancel()
 
 
 # --- when
@@ -273,7 +439,7 @@ async def test_nothing_is_claimed_while_outcomes_pile_up() -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(hall.claimer.run)
         await anyio.wait_all_tasks_blocked()
-        assert hall.pool.asked == []
+        assert hall.store.claims == []
         hall.room.free.set()
         await until(lambda: len(hall.pool.assigned) == 1)
         tasks.cancel_scope.cancel()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -296,3 +297,135 @@ async def test_a_completer_that_is_ended_still_knows_what_it_could_not_write() -
         await desk.completer.run()
     assert desk.completer.unrecorded == 1
     assert len(desk.leases.held()) == 1
+
+
+# --- whoever comes by takes outcomes along
+
+
+class Fetched:
+    """A completer at work, to which somebody comes by as long as the test says so."""
+
+    def __init__(self, store: Recorder) -> None:
+        self.store = store
+        self.desk = Desk(store)
+        self.completer = self.desk.completer
+        self.comes_by = True
+        self.completer.is_fetched = lambda: self.comes_by
+
+    def comes_no_more(self) -> None:
+        self.comes_by = False
+        self.completer.look()
+
+    @asynccontextmanager
+    async def at_work(self) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.completer.run)
+            await anyio.wait_all_tasks_blocked()
+            yield
+            self.comes_no_more()
+            self.completer.no_more_comes()
+
+    async def until_recorded(self) -> None:
+        with anyio.fail_after(10):
+            while self.completer.unrecorded:
+                await anyio.sleep(0.001)
+
+
+async def test_outcomes_wait_for_whoever_comes_by() -> None:
+    fetched = Fetched(Recorder())
+    async with fetched.at_work():
+        outcomes = [fetched.desk.record(succeeded) for _ in range(3)]
+        await anyio.wait_all_tasks_blocked()
+        assert fetched.store.asked == []
+        batch = fetched.completer.take()
+        assert [outcome for _, outcome, _ in batch] == outcomes
+        assert fetched.completer.unrecorded == 3, "until the database has answered"
+        assert len(fetched.desk.leases.held()) == 3
+        fetched.completer.written(batch, {run.id: RunStatus.SUCCEEDED for run, _, _ in batch})
+        assert fetched.completer.unrecorded == 0
+        assert fetched.desk.leases.held() == []
+    assert fetched.store.asked == [], "it has been written"
+    assert fetched.completer.counts.succeeded == 3
+
+
+async def test_outcomes_are_written_from_here_once_nobody_comes_by_any_more() -> None:
+    fetched = Fetched(Recorder())
+    async with fetched.at_work():
+        outcome = fetched.desk.record(succeeded)
+        await anyio.wait_all_tasks_blocked()
+        assert fetched.store.asked == []
+        fetched.comes_no_more()
+        await fetched.until_recorded()
+        assert fetched.store.asked == [[outcome]]
+
+
+async def test_what_somebody_has_taken_along_is_not_written_from_here_as_well() -> None:
+    fetched = Fetched(Recorder())
+    async with fetched.at_work():
+        fetched.desk.record(succeeded)
+        batch = fetched.completer.take()
+        later = fetched.desk.record(succeeded)
+        fetched.comes_no_more()
+        await anyio.wait_all_tasks_blocked()
+        with anyio.fail_after(10):
+            while fetched.completer.unrecorded > 1:
+                await anyio.sleep(0.001)
+        assert fetched.store.asked == [[later]]
+        fetched.completer.written(batch, {})
+    assert fetched.store.asked == [[later]]
+    assert (fetched.completer.counts.succeeded, fetched.completer.counts.refused) == (1, 1)
+
+
+async def test_what_could_not_be_written_elsewhere_is_written_from_here_before_what_came_later() -> None:
+    fetched = Fetched(Recorder())
+    async with fetched.at_work():
+        early = [fetched.desk.record(succeeded) for _ in range(2)]
+        batch = fetched.completer.take()
+        late = fetched.desk.record(succeeded)
+        fetched.completer.put_back(batch)
+        assert fetched.completer.unrecorded == 3
+        fetched.comes_no_more()
+        await fetched.until_recorded()
+        assert fetched.store.asked == [[*early, late]]
+
+
+async def test_the_completer_does_not_end_before_what_was_taken_along_is_written() -> None:
+    fetched = Fetched(Recorder())
+    ended = anyio.Event()
+
+    async def run() -> None:
+        await fetched.completer.run()
+        ended.set()
+
+    fetched.desk.record(succeeded)
+    batch = fetched.completer.take()
+    fetched.comes_no_more()
+    fetched.completer.no_more_comes()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        await anyio.wait_all_tasks_blocked()
+        assert not ended.is_set()
+        fetched.completer.put_back(batch)
+    assert len(fetched.store.written) == 1
+
+
+async def test_there_is_room_again_once_what_was_taken_along_is_written() -> None:
+    desk = Desk(Recorder(), room_for=1)
+    desk.record(succeeded)
+    batch = desk.completer.take()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(desk.completer.has_room)
+        await anyio.wait_all_tasks_blocked()
+        assert desk.completer.unrecorded == 1
+        desk.completer.written(batch, {})
+        tasks.cancel_scope.deadline = anyio.current_time() + 10
+    assert not tasks.cancel_scope.cancelled_caught
+
+
+async def test_of_two_attempts_at_one_run_only_the_first_is_taken_along() -> None:
+    desk = Desk(Recorder())
+    first = desk.record(succeeded)
+    again = leased_run(id=first.lease.run_id, attempt=2)
+    desk.completer.record(again, succeeded(again))
+    assert [outcome for _, outcome, _ in desk.completer.take()] == [first]
+    assert [run for run, _, _ in desk.completer.take()] == [again]

@@ -8,7 +8,7 @@ from parts import Child, Clock, new_lease
 
 from durablestack.ids import new_run_id
 from durablestack.runs import Lease
-from durablestack.supervisor.leases import MARGIN_RATIO, LeaseTable, boottime, trust_seconds
+from durablestack.supervisor.leases import GUARD_RATIO, MARGIN_RATIO, LeaseTable, boottime, trust_seconds
 
 LEASE = timedelta(seconds=10)
 TRUST = 10 * (1 - MARGIN_RATIO)
@@ -235,3 +235,136 @@ def test_a_run_claimed_anew_ends_the_older_execution_that_is_still_here(
     assert killed == [older]
     assert leases.is_lost(older)
     assert leases.held() == [newer]
+
+
+# --- a child that has several, one to be executed after the other
+
+
+class Busy(Child):
+    """A child, and when it was killed."""
+
+    def __init__(self) -> None:
+        self.kills = 0
+        super().__init__(self._count)
+
+    def _count(self) -> None:
+        self.kills += 1
+
+    @property
+    def deadline(self) -> float | None:
+        """The one that it was told last."""
+        return self.trusted[-1] if self.trusted else None
+
+
+GUARD = 10 * (1 - MARGIN_RATIO * (1 - GUARD_RATIO))
+
+
+def begins(leases: LeaseTable, clock: Clock, child: Child) -> Lease:
+    lease = new_lease()
+    leases.hold([lease], clock.now, LEASE)
+    assert leases.executing(lease, child)
+    return lease
+
+
+def test_a_child_has_to_be_dead_by_the_earliest_deadline_of_all_its_leases(leases: LeaseTable, clock: Clock) -> None:
+    child, early = Busy(), clock.now
+    begins(leases, clock, child)
+    clock.now += 3
+    begins(leases, clock, child)
+    assert child.deadline == early + GUARD
+    earlier = new_lease()
+    leases.hold([earlier], early - 1, LEASE)
+    leases.executing(earlier, child)
+    assert child.deadline == early - 1 + GUARD
+
+
+def test_a_child_is_let_off_once_the_last_of_its_runs_has_ended(leases: LeaseTable, clock: Clock) -> None:
+    child = Busy()
+    first, second = begins(leases, clock, child), begins(leases, clock, child)
+    leases.finished(first)
+    assert child.deadline is not None
+    leases.drop([first])
+    leases.drop([second])
+    assert child.deadline is None
+    third = begins(leases, clock, child)
+    assert child.deadline == clock.now + GUARD
+    leases.finished(third)
+    assert child.deadline is None
+
+
+def test_a_child_is_trusted_longer_once_all_its_leases_are_renewed_and_no_earlier(
+    leases: LeaseTable, clock: Clock
+) -> None:
+    child, begun_at = Busy(), clock.now
+    both = [begins(leases, clock, child), begins(leases, clock, child)]
+    clock.now += 5
+    leases.extend({both[0].run_id}, both[:1], clock.now, LEASE)
+    assert child.deadline == begun_at + GUARD
+    leases.extend({both[1].run_id}, both[1:], clock.now, LEASE)
+    assert child.deadline == clock.now + GUARD
+
+
+def test_a_lost_lease_ends_the_child_and_the_others_are_not_lost_for_it(leases: LeaseTable, clock: Clock) -> None:
+    child = Busy()
+    kept, gone = begins(leases, clock, child), begins(leases, clock, child)
+    assert leases.extend({kept.run_id}, [kept, gone], clock.now, LEASE) == [gone]
+    assert child.kills == 1
+    assert not leases.is_lost(kept)
+    assert leases.held() == [kept]
+
+
+def test_one_lease_that_is_past_its_time_ends_the_child_of_all(leases: LeaseTable, clock: Clock) -> None:
+    child = Busy()
+    old = begins(leases, clock, child)
+    clock.now += 1
+    begins(leases, clock, child)
+    clock.now += TRUST - 1
+    assert leases.lose_distrusted() == [old]
+    assert child.kills == 1
+
+
+def test_a_run_that_another_child_has_taken_over_is_no_longer_an_affair_of_the_first(
+    leases: LeaseTable, clock: Clock
+) -> None:
+    """It waited behind another run, and was taken back."""
+    first, second = Busy(), Busy()
+    stays = begins(leases, clock, first)
+    moves = begins(leases, clock, first)
+    assert leases.executing(moves, second)
+    leases.finished(moves)
+    assert second.deadline is None
+    clock.now += 5
+    leases.extend({stays.run_id}, [stays], clock.now, LEASE)
+    assert first.deadline == clock.now + GUARD, "not what was left of the lease of a run that it does not have"
+    leases.finished(stays)
+    assert first.deadline is None
+
+
+def test_a_child_whose_only_run_another_one_has_taken_over_is_let_off(leases: LeaseTable, clock: Clock) -> None:
+    first, second = Busy(), Busy()
+    moves = begins(leases, clock, first)
+    assert leases.executing(moves, second)
+    assert first.deadline is None
+    assert second.deadline == clock.now + GUARD
+    leases.drop([moves])
+    assert second.deadline is None
+    assert not leases._children, "those that are gone are not remembered"
+
+
+def test_a_child_that_is_never_without_runs_is_trusted_longer_though_each_heartbeat_finds_others(
+    leases: LeaseTable, clock: Clock
+) -> None:
+    """Short runs have ended before the heartbeat that renewed their leases is answered."""
+    child = Busy()
+    now = begins(leases, clock, child)
+    for _ in range(4):
+        clock.now += 5
+        asked_at, asked = clock.now, [now]
+        leases.hold([after := new_lease()], clock.now, LEASE)
+        leases.executing(after, child)
+        leases.finished(now)
+        now = after
+        leases.extend({lease.run_id for lease in asked}, asked, asked_at, LEASE)
+        assert child.deadline is not None
+        assert child.deadline > clock.now, "its guard would end it, and what it executes"
+    assert child.kills == 0

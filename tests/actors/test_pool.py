@@ -1,49 +1,66 @@
-"""The pool: what becomes of a token when the child behind it is replaced at the wrong moment."""
+"""The pool: what becomes of a token when the child behind it is replaced at the wrong moment; who waits for whom."""
 
+from collections.abc import Iterable
 from datetime import timedelta
+from typing import Any
+from uuid import UUID
 
+import anyio
 import pytest
+from msgspec.structs import replace
 from parts import leased_run
 
 from durablestack.jobs import JobRegistry
 from durablestack.options import CrashedRunPolicy, StartMethod
-from durablestack.runs import Outcome, Released, Run
+from durablestack.runs import Cancelled, Failed, Outcome, Output, Released, Run, Succeeded
+from durablestack.supervisor import wire
 from durablestack.supervisor.bus import NOT_BEGUN
-from durablestack.supervisor.executor import Ended, Limits
+from durablestack.supervisor.ended import Ended
+from durablestack.supervisor.executor import Executor
 from durablestack.supervisor.in_hand import Assignment
 from durablestack.supervisor.leases import LeaseTable, boottime
-from durablestack.supervisor.pool import Pool
+from durablestack.supervisor.pool import _GENEROUS_TIMES, Pool, Room
 from durablestack.supervisor.process import Death
 from durablestack.supervisor.restarts import Restarts
+from durablestack.supervisor.slots import Limits
 from durablestack.supervisor.starter import Starter
 from durablestack.supervisor.terms import Terms
 from durablestack.supervisor.verdict import Ending, Evidence
+from durablestack.supervisor.windows import AHEAD_SECONDS
 
 pytestmark = pytest.mark.anyio
 
 LIMITS = Limits(startup_timeout_seconds=10, cancel_grace_seconds=1, terminate_grace_seconds=1, output_bytes_max=1024)
 
 
+NO_TERMS = Terms()
+
+
 def job() -> None:
     return
 
 
-class Parts:
-    """A pool of one slot, whose child has not been started."""
+def long_job() -> None:
+    return
 
-    def __init__(self) -> None:
+
+class Parts:
+    """A pool, of one slot unless the test says so, whose children have not been started."""
+
+    def __init__(self, size: int = 1, limits: Limits = LIMITS, terms: Terms = NO_TERMS) -> None:
         self.recorded: list[Outcome] = []
         self.leases = LeaseTable()
         registry = JobRegistry()
         registry.add(job, name="job")
+        registry.add(long_job, name="long job")
         self.pool = Pool(
-            1,
+            size,
             Starter(StartMethod.SPAWN, ()),
-            LIMITS,
+            limits,
             registry,
             self.leases,
             Restarts(10, 60.0),
-            terms_of=lambda job: Terms(),
+            terms_of=lambda job: terms,
             crashed_run_policy=CrashedRunPolicy.RECORD,
             retry_after=lambda run, asked: None,
             record=lambda run, outcome, seconds: self.recorded.append(outcome),
@@ -51,8 +68,8 @@ class Parts:
         )
         self.executor = self.pool.executors[0]
 
-    def claimed(self) -> Run:
-        run = leased_run()
+    def claimed(self, **fields: Any) -> Run:
+        run = leased_run(**fields)
         self.leases.hold([run.lease], boottime(), timedelta(seconds=30))
         return run
 
@@ -60,17 +77,16 @@ class Parts:
 async def test_an_executor_that_got_a_run_is_no_token_even_if_its_child_was_replaced_meanwhile() -> None:
     parts = Parts()
     parts.pool.idle(parts.executor)
-    (taken,) = await parts.pool.take_idle(1)
+    room = parts.pool.take_room(1)
     parts.pool.idle(parts.executor)  # the child died while the claim was under way, and another one is ready
-    parts.pool.assign(taken, parts.claimed())
+    parts.pool.hand_out(room, [parts.claimed()])
     assert not parts.pool._idle
 
 
 async def test_a_token_that_is_given_back_while_its_child_starts_comes_back_with_the_child() -> None:
     parts = Parts()
     parts.pool.idle(parts.executor)
-    taken = await parts.pool.take_idle(1)
-    parts.pool.give_back(taken)  # there is no child now
+    parts.pool.hand_out(parts.pool.take_room(1), [])  # there is no child now
     assert not parts.pool._idle
     parts.pool.idle(parts.executor)
     parts.pool.idle(parts.executor)
@@ -81,7 +97,7 @@ async def test_a_token_that_is_given_back_while_its_child_starts_comes_back_with
 async def test_a_run_that_no_child_has_seen_is_given_back_when_it_is_to_end(ending: Ending) -> None:
     parts = Parts()
     run = parts.claimed()
-    parts.pool.assign(parts.executor, run)
+    parts.pool.hand_out(Room([parts.executor], 0), [run])
     parts.pool.end_run(run.id, ending)
     assert parts.recorded == [Released(run.lease)]
     await parts.pool.quiet()
@@ -90,7 +106,7 @@ async def test_a_run_that_no_child_has_seen_is_given_back_when_it_is_to_end(endi
 async def test_a_stop_at_once_does_not_wait_for_a_run_that_no_child_has_seen() -> None:
     parts = Parts()
     run = parts.claimed()
-    parts.pool.assign(parts.executor, run)
+    parts.pool.hand_out(Room([parts.executor], 0), [run])
     parts.pool.kill_all(Ending.STOPPING)
     assert parts.recorded == [Released(run.lease)]
 
@@ -109,3 +125,450 @@ async def test_a_death_that_the_end_of_trust_brought_is_no_crash(cause: str) -> 
     assert parts.recorded == []
     assert parts.pool.children_lost == 0
     assert parts.leases.held() == []
+
+
+# --- several runs for one child
+
+
+SHORT_SECONDS = 0.0006
+WINDOW_MAX = 32
+WINDOWS = replace(LIMITS, window_max=WINDOW_MAX)
+
+
+class ShortChild:
+    """As much of a child as an executor knows: what it is given waits, until the test has it taken."""
+
+    pid = 1
+    gone = False
+
+    def __init__(self, room_for: int = 1_000) -> None:
+        self.waiting: list[wire.Execute] = []
+        self.sent: list[wire.Order] = []
+        self.killed = False
+        self.listens = True
+        self.trusted: list[float | None] = []
+        self._room_for = room_for
+
+    def put(self, order: wire.Execute) -> bool:
+        if len(self.waiting) >= self._room_for:
+            return False
+        self.waiting.append(order)
+        return True
+
+    def take_back(self) -> frozenset[int]:
+        numbers = frozenset(order.number for order in self.waiting)
+        self.waiting.clear()
+        return numbers
+
+    def kill(self) -> None:
+        self.killed = True
+
+    def send(self, order: wire.Order) -> None:
+        self.sent.append(order)
+
+    def trust_until(self, boottime: float | None) -> None:
+        self.trusted.append(boottime)
+
+    def listens_to_output(self, listens: bool) -> None:
+        self.listens = listens
+
+    def listens_to_replies(self, listens: bool) -> None:
+        return
+
+    def look_for_replies(self) -> None:
+        return
+
+    def take_output(self) -> Output:
+        return Output()
+
+    def told_output(self, reply: wire.Succeeded | wire.Failed) -> Output:
+        return Output(reply.stdout.decode() or None)
+
+    def take_stack(self) -> str | None:
+        return None
+
+    def forget_stack(self) -> None:
+        return
+
+    def ask_for_stack(self) -> None:
+        return
+
+
+class ShortParts(Parts):
+    """A pool whose children are ready, and have done many short runs of all jobs but one."""
+
+    def __init__(self, size: int, *, limits: Limits = WINDOWS, terms: Terms = NO_TERMS, room_for: int = 1_000) -> None:
+        super().__init__(size, limits, terms)
+        self.children = [ShortChild(room_for) for _ in range(size)]
+        for executor, child in zip(self.pool.executors, self.children, strict=True):
+            self.gets(executor, child)
+        for _ in range(100):
+            self.pool._windows.ended("job", SHORT_SECONDS)
+
+    def gets(self, executor: Executor, child: ShortChild) -> None:
+        executor.pid = child.pid
+        executor.line.open(child)  # type: ignore[arg-type]
+
+    def claims(self, count: int, **fields: Any) -> list[Run]:
+        return [self.claimed(**fields) for _ in range(count)]
+
+    def has(self, executor: Executor) -> list[Run]:
+        """The run in hand, and those behind it."""
+        held = [] if executor.line.in_hand is None else [executor.line.in_hand]
+        return [each.run for each in [*held, *executor.line.behind]]
+
+    @property
+    def released(self) -> set[UUID]:
+        return {outcome.lease.run_id for outcome in self.recorded if isinstance(outcome, Released)}
+
+    def begins(self, executor: Executor) -> wire.Execute:
+        """Its child takes the next order, and says so."""
+        order = self.children[executor.number].waiting.pop(0)
+        executor._on_reply(wire.Began(order.number))
+        return order
+
+    def succeeds(self, executor: Executor, order: wire.Execute, **fields: Any) -> None:
+        executor._on_reply(wire.Succeeded(order.number, seconds=SHORT_SECONDS, **fields))
+
+    def dies(self, executor: Executor) -> None:
+        child = self.children[executor.number]
+        child.gone = True
+        executor._bury(child, Death(-11))  # type: ignore[arg-type]
+        executor.line.child = executor.pid = None
+
+
+def ids(runs: Iterable[Run]) -> list[UUID]:
+    return [run.id for run in runs]
+
+
+async def test_short_runs_wait_evenly_behind_those_that_begin() -> None:
+    parts = ShortParts(3)
+    room = parts.pool.take_room(15)
+    assert (len(room.idle), room.behind) == (3, 12)
+    runs = parts.claims(15)
+    parts.pool.hand_out(room, runs)
+    assert [len(parts.has(executor)) for executor in parts.pool.executors] == [5, 5, 5]
+    assert {run.id for executor in parts.pool.executors for run in parts.has(executor)} == {run.id for run in runs}
+    assert all(len(child.waiting) == 5 for child in parts.children), "they have been told"
+    assert parts.recorded == []
+
+
+async def test_a_child_is_given_at_most_what_it_does_in_a_moment() -> None:
+    parts = ShortParts(2)
+    room = parts.pool.take_room(1_000)
+    in_a_moment = int(AHEAD_SECONDS / SHORT_SECONDS)
+    assert room.size == 2 * in_a_moment
+    parts.pool.hand_out(room, parts.claims(room.size))
+    assert all(executor.behind + 1 == in_a_moment for executor in parts.pool.executors)
+    assert parts.recorded == []
+    assert not parts.pool.has_room
+
+
+async def test_of_more_than_was_asked_for_a_child_is_given_a_bounded_number_and_the_rest_goes_back() -> None:
+    parts = ShortParts(2)
+    in_a_moment = int(AHEAD_SECONDS / SHORT_SECONDS)
+    parts.pool.hand_out(parts.pool.take_room(1_000), parts.claims(10 * in_a_moment))
+    given = [executor.behind + 1 for executor in parts.pool.executors]
+    assert max(given) <= 1.01 * _GENEROUS_TIMES * AHEAD_SECONDS / SHORT_SECONDS
+    assert len(parts.released) == 10 * in_a_moment - sum(given)
+
+
+async def test_a_child_is_never_given_more_than_a_number_of_runs_however_short_they_are() -> None:
+    parts = ShortParts(1)
+    for _ in range(300):
+        parts.pool._windows.ended("job", 0.0)
+    room = parts.pool.take_room(1_000)
+    assert room.size == WINDOW_MAX
+    parts.pool.hand_out(room, parts.claims(WINDOW_MAX))
+    assert parts.executor.behind == WINDOW_MAX - 1
+    assert parts.recorded == []
+
+
+async def test_nothing_waits_behind_a_run_before_anything_is_known_of_its_job() -> None:
+    parts = Parts(2)
+    for executor in parts.pool.executors:
+        parts.pool.idle(executor)
+    assert parts.pool.take_room(100).size == 2
+
+
+async def test_those_at_their_last_attempt_begin_and_others_wait() -> None:
+    parts = ShortParts(2)
+    room = parts.pool.take_room(8)
+    may_wait = parts.claims(6, attempt=2, max_attempts=3)
+    last = parts.claims(2, attempt=3, max_attempts=3)
+    parts.pool.hand_out(room, [*may_wait, *last])
+    assert sorted(ids(parts.has(executor)[0] for executor in parts.pool.executors)) == sorted(ids(last))
+    assert parts.recorded == []
+
+
+async def test_a_run_at_its_last_attempt_is_given_back_rather_than_kept_waiting() -> None:
+    parts = ShortParts(2)
+    room = parts.pool.take_room(8)
+    last = parts.claims(3, attempt=1, max_attempts=1)
+    may_wait = parts.claims(5)
+    parts.pool.hand_out(room, [*may_wait, *last])
+    assert len(parts.released) == 1
+    assert parts.released < set(ids(last))
+    for executor in parts.pool.executors:
+        assert all(run.max_attempts == 3 for run in parts.has(executor)[1:])
+
+
+async def test_a_run_that_takes_its_time_lets_nobody_wait_and_does_not_wait() -> None:
+    parts = ShortParts(1)
+    room = parts.pool.take_room(4)
+    runs = [parts.claimed(job_name="long job"), *parts.claims(3)]
+    parts.pool.hand_out(room, runs)
+    assert ids(parts.has(parts.executor)) == [runs[0].id], "it is not one of those that may wait"
+    assert parts.released == set(ids(runs[1:]))
+    other = ShortParts(1)
+    room = other.pool.take_room(3)
+    runs = [*other.claims(2), other.claimed(job_name="long job")]
+    other.pool.hand_out(room, runs)
+    assert [run.job_name for run in other.has(other.executor)] == ["long job"]
+
+
+async def test_what_does_not_go_into_the_socket_of_a_child_goes_elsewhere() -> None:
+    parts = ShortParts(2, room_for=3)
+    room = parts.pool.take_room(10)
+    parts.pool.hand_out(room, parts.claims(10))
+    assert [len(parts.has(executor)) for executor in parts.pool.executors] == [3, 3]
+    assert len(parts.released) == 4
+    assert len(parts.leases.held()) == 10
+    for executor, child in zip(parts.pool.executors, parts.children, strict=True):
+        for _ in range(3):
+            parts.succeeds(executor, parts.begins(executor))
+        assert child.trusted[-1] is None, "it has nothing to do any more"
+
+
+async def test_a_child_goes_on_with_the_next_and_it_is_time_for_more_when_half_have_begun() -> None:
+    parts = ShortParts(1)
+    parts.pool.hand_out(room := parts.pool.take_room(1_000), runs := parts.claims(room.size))
+    assert not parts.pool.has_room
+    for number, run in enumerate(runs):
+        assert parts.executor.assignment is not None
+        assert parts.executor.assignment.run.id == run.id
+        assert parts.pool.has_room == (number > len(runs) // 2)
+        parts.succeeds(parts.executor, parts.begins(parts.executor))
+    assert [type(outcome) for outcome in parts.recorded] == [Succeeded] * len(runs)
+    assert list(parts.pool._idle) == [parts.executor]
+
+
+async def test_what_waits_behind_a_run_that_is_overdue_is_for_others() -> None:
+    parts = ShortParts(2)
+    first, second = parts.pool.executors
+    parts.pool.hand_out(parts.pool.take_room(2), parts.claims(2))
+    parts.succeeds(second, parts.begins(second))
+    parts.pool.place([parts.pool._assignment(run) for run in parts.claims(5)])
+    begun = parts.begins(first)
+    waited = parts.has(first)[1:]
+    assert waited
+    first.line.look_after(first.began_at + 0.04)
+    assert parts.has(first)[1:] == waited
+    first.line.look_after(first.began_at + 0.06)
+    assert [run.id for run in parts.has(first)] == [begun.run_id]
+    assert set(ids(waited)) < set(ids(parts.has(second)))
+    assert not first.line.lets_follow
+    assert parts.children[0].listens, "what it writes is read from here on"
+    assert parts.released == set()
+
+
+async def test_what_waits_behind_an_overdue_run_is_given_back_where_there_is_nobody_else() -> None:
+    parts = ShortParts(1)
+    parts.pool.hand_out(parts.pool.take_room(5), runs := parts.claims(5))
+    parts.begins(parts.executor)
+    parts.executor.line.look_after(parts.executor.began_at + 0.06)
+    assert parts.released == set(ids(runs[1:]))
+    assert parts.pool._waiting == 0
+
+
+async def test_a_crash_costs_the_run_in_front_an_attempt_and_those_behind_it_nothing() -> None:
+    parts = ShortParts(2)
+    first, second = parts.pool.executors
+    parts.pool.hand_out(parts.pool.take_room(8), parts.claims(8))
+    parts.begins(first)
+    front, *behind = parts.has(first)
+    parts.dies(first)
+    (crashed,) = parts.recorded
+    assert isinstance(crashed, Failed)
+    assert crashed.lease.run_id == front.id
+    assert set(ids(behind)) < set(ids(parts.has(second)))
+    assert parts.has(first) == []
+
+
+async def test_the_leases_of_runs_that_another_child_has_taken_over_do_not_bind_the_first() -> None:
+    parts = ShortParts(2)
+    first, second = parts.pool.executors
+    parts.pool.hand_out(parts.pool.take_room(8), parts.claims(8))
+    begun = parts.begins(first)
+    first.line.look_after(first.began_at + 0.06)
+    parts.succeeds(first, begun)
+    assert parts.children[0].trusted[-1] is None
+    while second.assignment is not None:
+        parts.succeeds(second, parts.begins(second))
+    assert parts.children[1].trusted[-1] is None
+
+
+async def test_what_waits_in_a_child_that_retires_is_for_others() -> None:
+    parts = ShortParts(2)
+    first, second = parts.pool.executors
+    parts.pool.hand_out(parts.pool.take_room(8), parts.claims(8))
+    order = parts.begins(first)
+    behind = parts.has(first)[1:]
+    parts.succeeds(first, order, retires=True)
+    assert parts.children[0].sent == [wire.Stop()]
+    assert set(ids(behind)) < set(ids(parts.has(second)))
+    assert parts.has(first) == []
+
+
+async def test_a_run_that_waits_can_be_cancelled_and_those_with_it_are_done() -> None:
+    parts = ShortParts(2)
+    parts.pool.hand_out(parts.pool.take_room(8), runs := parts.claims(8))
+    cancelled = parts.has(parts.pool.executors[0])[2]
+    parts.pool.end_run(cancelled.id, Ending.CANCELLED)
+    assert parts.released == {cancelled.id}
+    left = [run for executor in parts.pool.executors for run in parts.has(executor)]
+    assert set(ids(left)) == set(ids(runs)) - {cancelled.id}
+    assert len(left) == 7
+
+
+async def test_a_run_that_waits_and_that_its_child_has_taken_meanwhile_is_ended_when_its_turn_comes() -> None:
+    parts = ShortParts(1)
+    parts.pool.hand_out(parts.pool.take_room(3), runs := parts.claims(3))
+    first = parts.begins(parts.executor)
+    second = parts.children[0].waiting.pop(0)  # its child is ahead of what it has said
+    parts.pool.end_run(runs[1].id, Ending.CANCELLED)
+    assert ids(parts.has(parts.executor)) == ids(runs)
+    async with anyio.create_task_group() as tasks:
+        parts.executor.escalation.tasks = tasks
+        parts.succeeds(parts.executor, first)
+        await anyio.wait_all_tasks_blocked()
+        assert wire.Cancel(second.number) in parts.children[0].sent
+        parts.executor._on_reply(wire.Began(second.number))
+        parts.succeeds(parts.executor, second, noticed_cancel=True)
+    assert [type(outcome) for outcome in parts.recorded] == [Succeeded, Cancelled]
+
+
+async def test_the_timeout_of_a_run_that_waits_counts_from_its_beginning() -> None:
+    parts = ShortParts(1, terms=Terms(timeout_seconds=30))
+    parts.pool.hand_out(parts.pool.take_room(3), parts.claims(3))
+    held = [parts.executor.line.in_hand, *parts.executor.line.behind]
+    assert [each.timeout is not None for each in held if each] == [True, False, False]
+    parts.succeeds(parts.executor, parts.begins(parts.executor))
+    assert [each.timeout is not None for each in held if each] == [False, True, False]
+    assert held[1] is parts.executor.line.in_hand
+
+
+async def test_when_the_pool_lets_go_what_has_not_begun_is_given_back_and_nothing_waits_any_more() -> None:
+    parts = ShortParts(2)
+    parts.pool.hand_out(parts.pool.take_room(10), runs := parts.claims(10))
+    begun = [parts.begins(executor).run_id for executor in parts.pool.executors]
+    parts.pool.let_go_of_waiting()
+    assert parts.released == set(ids(runs)) - set(begun)
+    assert parts.pool.take_room(10).size == 0
+
+
+async def test_what_was_given_back_when_the_pool_let_go_is_not_given_to_one_that_becomes_idle() -> None:
+    parts = ShortParts(2)
+    first, second = parts.pool.executors
+    parts.pool.hand_out(parts.pool.take_room(10), parts.claims(10))
+    parts.succeeds(first, parts.begins(first))
+    parts.pool.let_go_of_waiting()
+    parts.begins(second)
+    parts.dies(second)
+    assert second.assignment is None
+
+
+async def test_a_run_whose_lease_is_lost_is_not_placed_and_keeps_no_other_from_its_place() -> None:
+    parts = ShortParts(2)
+    parts.pool.hand_out(parts.pool.take_room(2), parts.claims(2))
+    lost, *fine = parts.claims(5)
+    parts.leases.drop([lost.lease])
+    parts.pool.place([parts.pool._assignment(run) for run in [lost, *fine]])
+    placed = {run.id for executor in parts.pool.executors for run in parts.has(executor)}
+    assert lost.id not in placed
+    assert set(ids(fine)) < placed
+
+
+async def test_an_executor_that_got_a_run_that_was_taken_back_elsewhere_is_not_given_another_one() -> None:
+    """Its child died while the claim was under way that it was taken for; the next child is a token again."""
+    parts = ShortParts(1)
+    room = parts.pool.take_room(1)
+    parts.pool.idle(parts.executor)
+    taken_back, claimed = parts.claims(2)
+    parts.pool.place([parts.pool._assignment(taken_back)])
+    parts.pool.hand_out(room, [claimed])
+    assert taken_back.id in ids(parts.has(parts.executor))
+    assert claimed.id in parts.released or claimed.id in ids(parts.has(parts.executor))
+
+
+async def test_nothing_is_claimed_to_wait_where_a_child_gets_so_many_runs_and_no_more() -> None:
+    parts = ShortParts(2, limits=replace(WINDOWS, runs_per_child_max=3))
+    assert parts.pool.take_room(100).behind == 0
+
+
+async def test_a_child_is_replaced_after_so_many_runs_though_one_was_taken_back_from_it() -> None:
+    parts = ShortParts(1, limits=replace(WINDOWS, runs_per_child_max=2))
+    parts.pool.hand_out(parts.pool.take_room(1), parts.claims(1))
+    parts.succeeds(parts.executor, parts.begins(parts.executor))
+    cancelled = parts.claimed()
+    parts.pool.hand_out(parts.pool.take_room(1), [cancelled])
+    parts.pool.end_run(cancelled.id, Ending.CANCELLED)  # before the child takes it
+    assert parts.released == {cancelled.id}
+    parts.pool.hand_out(parts.pool.take_room(1), parts.claims(1))
+    parts.succeeds(parts.executor, parts.begins(parts.executor))
+    assert parts.children[0].sent == [wire.Stop()]
+
+
+async def test_room_behind_a_run_comes_back_when_all_that_waited_there_was_cancelled() -> None:
+    parts = ShortParts(1)
+    room = parts.pool.take_room(1_000)
+    parts.pool.hand_out(room, runs := parts.claims(room.size))
+    parts.begins(parts.executor)
+    for run in runs[1:]:
+        parts.pool.end_run(run.id, Ending.CANCELLED)
+    assert len(parts.released) == room.behind
+    assert parts.pool.take_room(1_000).behind == room.behind
+
+
+async def test_leases_of_all_that_wait_are_known_to_the_table_and_none_is_left_in_the_end() -> None:
+    parts = ShortParts(2)
+    parts.pool.hand_out(room := parts.pool.take_room(1_000), parts.claims(room.size))
+    assert parts.leases.seconds_to_deadline() is not None
+    for executor in parts.pool.executors:
+        while executor.assignment is not None:
+            parts.succeeds(executor, parts.begins(executor))
+    assert parts.leases.seconds_to_deadline() is None
+    assert not parts.leases._children
+    await parts.pool.quiet()
+
+
+async def test_a_child_that_takes_the_next_order_while_the_one_before_it_is_taken_back_has_that_one_in_hand() -> None:
+    """Both sides take from the same socket: the first order went back, and in that moment the child took the second."""
+    parts = ShortParts(1)
+    child = parts.children[0]
+    parts.pool.hand_out(parts.pool.take_room(3), runs := parts.claims(3))
+    taken = child.waiting.pop(1)
+    parts.pool.let_go_of_waiting()
+    parts.executor._on_reply(wire.Began(taken.number))
+    parts.succeeds(parts.executor, taken)
+    while child.waiting:
+        parts.succeeds(parts.executor, parts.begins(parts.executor))
+    assert {outcome.lease.run_id for outcome in parts.recorded if isinstance(outcome, Succeeded)} >= {runs[1].id}
+    assert runs[1].id not in parts.released, "it has been executed"
+    assert len(parts.recorded) == 3
+    assert parts.executor.assignment is None, "it waits for nothing any more"
+
+
+async def test_a_run_that_its_child_took_in_that_moment_is_ended_if_it_is_to_end() -> None:
+    parts = ShortParts(1)
+    child = parts.children[0]
+    parts.pool.hand_out(parts.pool.take_room(3), runs := parts.claims(3))
+    taken = child.waiting.pop(1)
+    async with anyio.create_task_group() as tasks:
+        parts.executor.escalation.tasks = tasks
+        parts.pool.end_run(runs[1].id, Ending.CANCELLED)
+        await anyio.wait_all_tasks_blocked()
+        asked = wire.Cancel(taken.number) in child.sent
+        parts.executor._on_reply(wire.Began(taken.number))
+        parts.succeeds(parts.executor, taken, noticed_cancel=True)
+    assert asked

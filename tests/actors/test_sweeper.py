@@ -88,6 +88,20 @@ async def test_a_backlog_of_whole_batches_is_emptied_too() -> None:
     assert store.batches == [10, 10, 0]
 
 
+async def test_it_keeps_up_with_runs_that_end_while_it_deletes() -> None:
+    store = Swept()
+    store.ended(30, NOON - 8 * DAY)
+    still_to_end = [10] * 5
+
+    def more_have_ended() -> None:
+        if still_to_end:
+            store.ended(still_to_end.pop(), NOON - 8 * DAY)
+
+    store.on_prune = more_have_ended
+    await new_sweeper(store)._sweep()
+    assert store.batches == [10] * 8 + [0]
+
+
 async def test_others_get_their_turn_between_two_batches() -> None:
     store = Swept()
     store.ended(30, NOON - 8 * DAY)

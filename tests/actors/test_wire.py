@@ -20,6 +20,8 @@ DUE = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 ORDERS: list[wire.Order] = [
     wire.Execute(1, ID, "send email", 1, 3, DUE, '{"to": "näh 📮 \\u0000"}'),
     wire.Execute(2**40, ID, "", 3, 3, DUE, None),
+    wire.Execute(2, ID, "send email", 1, 3, DUE, None, tells_output=True),
+    wire.Follows(3),
     wire.Cancel(1),
     wire.Stop(),
     wire.Trust(1234.5),
@@ -32,6 +34,7 @@ REPLIES: list[wire.Reply] = [
     wire.Began(1),
     wire.Succeeded(1),
     wire.Succeeded(2, noticed_cancel=True, retires=True),
+    wire.Succeeded(3, seconds=0.25, stdout=b"said \xff", stderr=b"e" * wire.OUTPUT_BYTES_MAX),
     wire.Failed(1, "ValueError", "no", "Traceback"),
     wire.Failed(2, "", "", "", retryable=False, retry_after_seconds=0.25, retires=True),
     wire.Failed(3, "x" * 200, "y" * 2_000, "\U0010ffff" * 16_384, retry_after_seconds=wire.RETRY_AFTER_SECONDS_MAX),

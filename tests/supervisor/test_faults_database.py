@@ -24,7 +24,6 @@ from durablestack.errors import StoreUnavailable
 from durablestack.runs import Outcome, Succeeded
 from durablestack.stores.contract import Claim, Store
 from durablestack.stores.sql import SqlStore
-from durablestack.stores.statements import TEMPLATES
 from mariadb import USER, MariaDbServer
 from pooler import TransactionPooler
 from proxies import proxy_to, through
@@ -411,11 +410,7 @@ def available(made: Bench, run_id: UUID) -> bool:
             return bool(tx.fetch(statement, store.dialect.bind({"id": run_id})))
 
 
-# --- notifications, migrations
-
-
-def test_no_statement_waits_for_or_sends_notifications() -> None:
-    assert not [name for name, text in TEMPLATES.items() if "notify" in text.lower() or "listen" in text.lower()]
+# --- migrations
 
 
 KILLED_AT = """

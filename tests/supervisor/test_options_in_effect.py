@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from durablestack import DurableStack, Run, RunStatus, StoreUnavailable
 from durablestack.ids import new_run_id
-from durablestack.runs import NewRun
+from durablestack.runs import NewRun, Outcome
 from durablestack.stores.contract import Claim
 from durablestack.stores.sql import SqlStore
 from durablestack.supervisor.embedded import supervise
@@ -143,13 +144,13 @@ async def test_a_claim_is_made_in_the_workers_name_for_a_lease_and_for_no_more_t
 ) -> None:
     stack = new_stack(worker_name="orders-api-1", batch_size=2, max_concurrent_runs=3, lease_duration_seconds=45)
     claims: list[Claim] = []
-    claim_due_runs = stack.store.claim_due_runs
+    exchange = stack.store.exchange
 
-    def noted(claim: Claim) -> Any:
+    def noted(outcomes: Sequence[Outcome], claim: Claim) -> Any:
         claims.append(claim)
-        return claim_due_runs(claim)
+        return exchange(outcomes, claim)
 
-    monkeypatch.setattr(stack.store, "claim_due_runs", noted)
+    monkeypatch.setattr(stack.store, "exchange", noted)
     run_ids = stack.client.enqueue_many("innocent", [None] * 6)
     async with supervise(stack) as supervisor:
         for run_id in run_ids:

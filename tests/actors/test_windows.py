@@ -1,0 +1,101 @@
+"""How many short runs a child may be given at once, and how many may be claimed for that."""
+
+import pytest
+from parts import leased_run
+
+from durablestack.supervisor.windows import AHEAD_SECONDS, Windows, fits, is_short
+
+WINDOW_MAX = 32
+
+
+@pytest.fixture
+def windows() -> Windows:
+    return Windows(children=4, runs_max=WINDOW_MAX)
+
+
+def ended(windows: Windows, seconds: float, count: int = 1, job_name: str = "job") -> None:
+    for _ in range(count):
+        windows.ended(job_name, seconds)
+
+
+def expected_seconds(windows: Windows, job_name: str = "job") -> float:
+    return windows.expected_seconds(leased_run(job_name=job_name))
+
+
+def test_nothing_waits_before_anything_is_known(windows: Windows) -> None:
+    assert windows.size == 1
+    assert not is_short(expected_seconds(windows))
+
+
+def test_what_is_known_of_one_job_says_nothing_of_another(windows: Windows) -> None:
+    ended(windows, 0.001)
+    assert is_short(expected_seconds(windows))
+    assert not is_short(expected_seconds(windows, "another"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "size"), [(0.0, 32), (0.0003, 32), (0.0009, 11), (0.003, 3), (0.004, 2), (0.02, 1)]
+)
+def test_a_child_gets_what_it_does_in_a_moment_and_not_more_than_a_number(
+    windows: Windows, seconds: float, size: int
+) -> None:
+    ended(windows, seconds)
+    assert windows.size == size
+    assert size == 1 or fits(size * seconds)
+
+
+def test_no_more_than_one_at_once_if_that_is_wanted() -> None:
+    windows = Windows(children=4, runs_max=1)
+    ended(windows, 0.0001, 100)
+    assert windows.size == 1
+    assert windows.limit == 0
+
+
+def test_a_run_is_short_if_two_of_them_are_done_in_a_moment() -> None:
+    assert is_short(AHEAD_SECONDS / 2)
+    assert not is_short(AHEAD_SECONDS / 2 + 0.0001)
+    assert fits(AHEAD_SECONDS)
+    assert not fits(AHEAD_SECONDS + 0.0001)
+
+
+def test_one_run_that_takes_its_time_makes_its_job_one_that_takes_its_time(windows: Windows) -> None:
+    ended(windows, 0.001, 100)
+    ended(windows, 60.0)
+    assert not is_short(expected_seconds(windows))
+    assert windows.size == 1
+
+
+def test_a_job_that_is_short_again_is_trusted_again_after_a_while(windows: Windows) -> None:
+    ended(windows, 60.0)
+    ended(windows, 0.001, 20)
+    assert not is_short(expected_seconds(windows)), "not at once"
+    ended(windows, 0.001, 100)
+    assert is_short(expected_seconds(windows))
+    assert windows.size > 1
+
+
+def test_the_window_goes_by_all_jobs_and_who_may_wait_by_each(windows: Windows) -> None:
+    for _ in range(100):
+        ended(windows, 0.001, job_name="short")
+        ended(windows, 0.1, job_name="long")
+    assert windows.size == 1
+    assert is_short(expected_seconds(windows, "short"))
+    assert not is_short(expected_seconds(windows, "long"))
+
+
+def test_less_is_claimed_ahead_after_some_had_no_place_and_more_again_when_all_had(windows: Windows) -> None:
+    most = windows.limit
+    assert most == 4 * (WINDOW_MAX - 1)
+    windows.claimed(ahead=100, without_place=60)
+    assert windows.limit == 20
+    windows.claimed(ahead=20, without_place=0)
+    assert windows.limit == 41
+    for _ in range(10):
+        windows.claimed(ahead=windows.limit, without_place=0)
+    assert windows.limit == most
+
+
+def test_it_does_not_matter_that_nothing_was_claimed_ahead(windows: Windows) -> None:
+    windows.claimed(ahead=100, without_place=60)
+    windows.claimed(ahead=0, without_place=0)
+    assert windows.limit == 20
