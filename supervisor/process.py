@@ -117,7 +117,7 @@ class ChildProcess:
             target=child.main, args=(lent, self._starter.targets, self._starter.settings), name=self._name
         )
         try:
-            await self._starter.start(process, lent=(lent.control, lent.stdout, lent.stderr, lent.stacks))
+            await self._starter.start(process, lent=structs.astuple(lent))
         except BaseException:
             for end in structs.astuple(ours):
                 end.close()
@@ -125,14 +125,16 @@ class ChildProcess:
         self._begin(process, ours)
 
     def _new_ends(self) -> tuple[_Ends, child.Ends]:
-        """Ours, and the child's. The end from which it takes its orders is ours too, to take them back."""
+        """Ours, and the child's. The end from which it takes its orders is ours too, to take them back; each side has
+        descriptors of its own, for a start that is abandoned goes on for a moment."""
         pipe = partial(self._starter.context.Pipe, duplex=False)
         control, child_control = socket.socketpair()
         orders, child_orders = socket.socketpair(type=_MESSAGES)
         orders.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ORDERS_BYTES)
         (stdout, child_stdout), (stderr, child_stderr), (stacks, child_stacks) = pipe(), pipe(), pipe()
-        ours = _Ends(control, orders, child_orders, stdout, stderr, stacks)
-        return ours, child.Ends(child_control, child_orders, child_stdout, child_stderr, child_stacks, stdout, stderr)
+        ours = _Ends(control, orders, child_orders.dup(), stdout, stderr, stacks)
+        readers = [Connection(os.dup(stream.fileno()), writable=False) for stream in (stdout, stderr)]
+        return ours, child.Ends(child_control, child_orders, child_stdout, child_stderr, child_stacks, *readers)
 
     def _begin(self, process: Process, ends: _Ends) -> None:
         assert process.pid is not None

@@ -36,7 +36,7 @@ _EXIT_CODE_WITHIN_SECONDS = 2.0
 _FORK_SERVER_LOST = 255
 """What multiprocessing gives for an exit code when the fork server, which would know it, is gone."""
 
-_DESCRIPTORS_OF_A_START = 8
+_DESCRIPTORS_OF_A_START = 12
 
 _multiprocessing_lock = threading.Lock()
 

@@ -15,6 +15,9 @@ from durablestack.runs import Run
 AHEAD_SECONDS = 0.010
 """A child is given what it is expected to do within this time."""
 
+SHORT_RUNS_FIRST = 32
+"""Before there have been so many, nothing is claimed to wait: a few short ones among others would not find a place."""
+
 _WEIGHT = 0.1  # of the latest run in what is expected of the next one
 _SHORT_PER_TRY = 32  # after so many short runs another one may be claimed to wait, where none found a place
 _SECONDS_MIN = 0.0001  # what a run costs at least, whatever its job does
@@ -58,7 +61,7 @@ class Windows:
     @property
     def size(self) -> int:
         """How many runs a child does in a moment, if they are like the latest ones."""
-        if self._seconds_of_all is None:
+        if self._seconds_of_all is None or self._short < SHORT_RUNS_FIRST:
             return 1
         return min(self._runs_max, max(1, int(AHEAD_SECONDS / max(self._seconds_of_all, _SECONDS_MIN))))
 

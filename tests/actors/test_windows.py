@@ -3,7 +3,7 @@
 import pytest
 from parts import leased_run
 
-from durablestack.supervisor.windows import AHEAD_SECONDS, Windows, fits, is_short
+from durablestack.supervisor.windows import AHEAD_SECONDS, SHORT_RUNS_FIRST, Windows, fits, is_short
 
 WINDOW_MAX = 32
 
@@ -39,9 +39,16 @@ def test_what_is_known_of_one_job_says_nothing_of_another(windows: Windows) -> N
 def test_a_child_gets_what_it_does_in_a_moment_and_not_more_than_a_number(
     windows: Windows, seconds: float, size: int
 ) -> None:
-    ended(windows, seconds)
+    ended(windows, seconds, SHORT_RUNS_FIRST)
     assert windows.size == size
     assert size == 1 or fits(size * seconds)
+
+
+def test_a_few_short_runs_are_not_enough(windows: Windows) -> None:
+    ended(windows, 0.0001, SHORT_RUNS_FIRST - 1)
+    assert windows.size == 1
+    ended(windows, 0.0001)
+    assert windows.size > 1
 
 
 def test_no_more_than_one_at_once_if_that_is_wanted() -> None:
