@@ -14,8 +14,8 @@ import anyio
 
 from durablestack.errors import StoreError, StoreUnavailable
 from durablestack.events import EventType
-from durablestack.runs import CANCELLED_MESSAGE, LEASE_EXPIRED, Failure, RunStatus
-from durablestack.stores.contract import Claim, Claimed, ExpiredRun, Store
+from durablestack.runs import CANCELLED_MESSAGE, LEASE_EXPIRED, Failure, Outcome, RunStatus
+from durablestack.stores.contract import Claim, Claimed, Exchanged, ExpiredRun, Store
 from durablestack.workers import Worker
 
 from .bus import Emit
@@ -231,27 +231,25 @@ class Claimer:
         """Claim, and write down what has ended, in one transaction."""
         batch = self._completer.take()
         try:
-            outcomes = [outcome for _, outcome, _ in batch]
-            exchanged = await ask_store(self._store.exchange, outcomes, claim, begun=self._asked.set)
+            exchanged = await self._ask(claim, [outcome for _, outcome, _ in batch])
+        except StoreUnavailable:
+            self._completer.put_back(batch)
+            raise
         except StoreError as error:
-            self._completer.put_back(batch, refused=not isinstance(error, StoreUnavailable))
-            if isinstance(error, StoreUnavailable):
-                if error.uncertain:
-                    self._uncertain_claims.add(claim.lease_token)
-                raise
+            self._completer.put_back(batch, refused=True)
             if not batch:
                 raise
             log.warning("outcomes are written without a claim, which is repeated without them: %s", error)
-            return await self._claim_alone(claim)
+            return (await self._ask(claim, [])).claimed
         except BaseException:
             self._completer.put_back(batch)
             raise
         self._completer.written(batch, exchanged.recorded)
         return exchanged.claimed
 
-    async def _claim_alone(self, claim: Claim) -> Claimed:
+    async def _ask(self, claim: Claim, outcomes: list[Outcome]) -> Exchanged:
         try:
-            return await ask_store(self._store.claim_due_runs, claim)
+            return await ask_store(self._store.exchange, outcomes, claim, begun=self._asked.set)
         except StoreUnavailable as error:
             if error.uncertain:
                 self._uncertain_claims.add(claim.lease_token)

@@ -26,7 +26,7 @@ _SECONDS_MIN = 0.0001  # what a run costs at least, whatever its job does
 class Windows:
     """`limit` is how many runs may be claimed beyond those that begin at once, as far as all of them found a place.
 
-    A child is never given more than `runs_max`.
+    A child should have no more than `runs_max`.
     """
 
     def __init__(self, children: int, runs_max: int) -> None:
