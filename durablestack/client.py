@@ -32,7 +32,7 @@ _TRY_AGAIN_AFTER_SECONDS = 0.2
 @contextmanager
 def _traced(runs: Sequence[NewRun]) -> Iterator[Sequence[NewRun]]:
     """The runs with the context of a trace on them, if the application traces."""
-    if not runs:
+    if not runs or not tracing.loaded():
         yield runs
         return
     with tracing.sending(runs[0].job_name, len(runs)) as trace_context:

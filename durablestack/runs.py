@@ -29,7 +29,7 @@ class RunStatus(StrEnum):
         return self not in (RunStatus.PENDING, RunStatus.LEASED)
 
 
-class Lease(Struct, frozen=True):
+class Lease(Struct, frozen=True, gc=False):
     """Proof that one claim of a run was ours: every later write of that attempt must show it.
 
     `token` is random and drawn afresh for each claim; it is the fence. `worker_name` is for people.
@@ -41,7 +41,7 @@ class Lease(Struct, frozen=True):
     worker_name: str
 
 
-class NewRun(Struct, frozen=True, kw_only=True):
+class NewRun(Struct, frozen=True, kw_only=True, gc=False):
     """A run that is to be stored. `payload` is JSON text; `scheduled_for` None means now, by the database's clock.
 
     `recurring`: its job has a schedule, whose slots wait for it unless they may overlap. `slot`: the one it is for.
@@ -58,7 +58,7 @@ class NewRun(Struct, frozen=True, kw_only=True):
     trace_context: str | None = None
 
 
-class Run(Struct, frozen=True, kw_only=True):
+class Run(Struct, frozen=True, kw_only=True, gc=False):
     """A run as it is stored. Instants are aware, in UTC; `payload` is JSON text.
 
     `attempt` counts claims, so it is 0 before the first and stays at `max_attempts` after the last.
@@ -104,7 +104,7 @@ class Run(Struct, frozen=True, kw_only=True):
         return Lease(self.id, self.lease_token, self.attempt, self.lease_owner)
 
 
-class Output(Struct, frozen=True):
+class Output(Struct, frozen=True, gc=False):
     """The tail of what a run wrote to standard output and standard error."""
 
     stdout_tail: str | None = None
@@ -112,6 +112,9 @@ class Output(Struct, frozen=True):
 
     def __bool__(self) -> bool:
         return bool(self.stdout_tail or self.stderr_tail)
+
+
+NO_OUTPUT = Output()
 
 
 class EndedBy(StrEnum):
@@ -130,7 +133,7 @@ class EndedBy(StrEnum):
     """A signal from nobody we know."""
 
 
-class Usage(Struct, frozen=True):
+class Usage(Struct, frozen=True, gc=False):
     """What the processes of an attempt used, as far as it is known."""
 
     peak_memory_bytes: int | None = None
@@ -155,11 +158,11 @@ class Failure(Struct, frozen=True, kw_only=True):
     crashed: bool = False
 
 
-class Succeeded(Struct, frozen=True):
+class Succeeded(Struct, frozen=True, gc=False):
     """An attempt that did its work."""
 
     lease: Lease
-    output: Output = Output()
+    output: Output = NO_OUTPUT
 
 
 class Failed(Struct, frozen=True):
@@ -168,14 +171,14 @@ class Failed(Struct, frozen=True):
     lease: Lease
     failure: Failure
     retry_after: timedelta | None
-    output: Output = Output()
+    output: Output = NO_OUTPUT
 
 
 class Cancelled(Struct, frozen=True):
     """An attempt that was stopped because somebody cancelled the run, if need be by a signal."""
 
     lease: Lease
-    output: Output = Output()
+    output: Output = NO_OUTPUT
     signal: str | None = None
     exit_code: int | None = None
     ended_by: EndedBy | None = None
@@ -193,7 +196,7 @@ class Cancelled(Struct, frozen=True):
         )
 
 
-class Released(Struct, frozen=True):
+class Released(Struct, frozen=True, gc=False):
     """An attempt that was given back: the run is pending again, due now, and the attempt does not count."""
 
     lease: Lease

@@ -15,8 +15,9 @@ class AddressSpace:
     """A job that needs more gets a MemoryError; one that catches it cannot be told from one that met none, unless
     it came near. None: no limit."""
 
+    was_near = False
+
     def __init__(self, limit_bytes: int | None) -> None:
-        self.was_near = False
         self._limit_bytes = limit_bytes
 
     def __enter__(self) -> None:

@@ -18,7 +18,7 @@ from durablestack.runs import Failure, Run
 from durablestack.stores.contract import ExpiredRun
 
 
-class Course(Struct, frozen=True):
+class Course(Struct, frozen=True, gc=False):
     """What is known of an attempt besides its outcome."""
 
     duration_seconds: float | None = None

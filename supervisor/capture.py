@@ -43,6 +43,11 @@ class Capture:
         else:
             self._loop.remove_reader(self._fd)
 
+    @property
+    def has_some(self) -> bool:
+        """Whether something was read that has not been taken."""
+        return bool(self._tail or self._bytes_cut)
+
     def take(self) -> str | None:
         """What was written since the last time, cleaned; None if nothing was."""
         self._drain()
@@ -52,7 +57,7 @@ class Capture:
         """What was written since the last time, of which somebody else has read the end; what comes after it stays."""
         if received:
             self._keep(received)
-        return self._taken() if self._tail or self._bytes_cut else None
+        return self._taken() if self.has_some else None
 
     def _taken(self) -> str | None:
         text = bytes(self._tail).decode("utf-8", "replace")

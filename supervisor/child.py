@@ -1,6 +1,6 @@
 """The child process: takes one run at a time and executes it.
 
-    main thread       takes an order --> Began, execute the job, reply; until there is none, and none comes
+    main thread       takes an order --> execute the job, reply; until there is none, and none comes
     listener thread   reads the control pipe: Cancel sets the flag of its run, Stop ends the orders, Trust is for the
                       watchdog; when the pipe closes the supervisor is gone, and with it the right to go on
 
@@ -16,9 +16,9 @@ import socket
 import sys
 import threading
 import traceback
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from time import perf_counter, sleep  # a job may put something else in their place
+from typing import TextIO
 
 from msgspec import Struct
 from msgspec.structs import astuple, replace
@@ -49,6 +49,7 @@ EXIT_REENTERED = 72
 
 _Reply = wire.Succeeded | wire.Failed
 
+_NOTHING_WRITTEN = (b"", b"")
 _LOOK_AT_PIPE_MILLISECONDS = 500
 _NO_MEMORY_PAUSE_SECONDS = 0.05
 
@@ -58,6 +59,7 @@ class Ends(Struct, frozen=True):
 
     control: socket.socket
     orders: socket.socket
+    permits: Connection
     stdout: Connection
     stderr: Connection
     stacks: Connection
@@ -70,14 +72,14 @@ def main(ends: Ends, targets: tuple[str, ...], settings: ChildSettings) -> None:
     set_apart(ends.stdout, ends.stderr, ends.stacks)
     pipe, orders, written = (
         _ControlPipe(ends.control),
-        Orders(ends.orders),
+        Orders(ends.orders, ends.permits),
         Written(ends.stdout_reader, ends.stderr_reader),
     )
     application = _load(targets, settings, pipe)
     pipe.send(wire.Ready(list(application.jobs.names)))
     threading.Thread(target=_listen, args=(pipe, orders), name="durablestack-listener", daemon=True).start()
     try:
-        _serve(orders, application, pipe, written)
+        _Work(orders, application, pipe, written).do()
     except OrdersLost:
         os._exit(EXIT_ORPHANED)
     application.leave()
@@ -166,119 +168,133 @@ def _sort_orders(pipe: _ControlPipe, orders: Orders) -> None:
                     orders.stop()
 
 
-def _serve(orders: Orders, application: Application, pipe: _ControlPipe, written: Written) -> None:
-    """Execute order by order. What is to be said of one is said together with the beginning of the next, if there is
-    one already."""
-    while (taken := orders.take()) is not None:
-        unsaid: _Reply | None = None
-        while taken is not None:
-            unsaid = _execute(*taken, application, pipe, written, unsaid)
-            if unsaid.retires:
-                pipe.send(unsaid)
-                orders.wait_stopped()
+class _Work:
+    """Executes order by order. The reply to one is sent before the next one is taken: it counts whatever comes then."""
+
+    def __init__(self, orders: Orders, application: Application, pipe: _ControlPipe, written: Written) -> None:
+        self._orders = orders
+        self._application = application
+        self._pipe = pipe
+        self._written = written
+
+    def do(self) -> None:
+        """Until it is said that no order comes any more."""
+        while (taken := self._orders.take()) is not None:
+            self._written.take()  # what was written between two runs belongs to neither
+            while taken is not None:
+                some_follow = self._orders.some_follow
+                reply = self._execute(*taken, closely=not some_follow)
+                self._pipe.send(reply)
+                if reply.retires:
+                    self._orders.wait_stopped()
+                    return
+                taken = self._orders.waiting()
+            if some_follow and (left := self._application.residue.found):  # so it seemed, and they were taken back
+                self._pipe.send(wire.Spoilt(left))
+                self._orders.wait_stopped()
                 return
-            try:
-                taken = orders.waiting()
-            except OrdersLost:
-                pipe.send(unsaid)
-                raise
-        if unsaid is not None:
-            pipe.send(unsaid)
 
-
-def _execute(
-    order: wire.Execute,
-    cancel_flag: CancelFlag,
-    application: Application,
-    pipe: _ControlPipe,
-    written: Written,
-    unsaid: _Reply | None,
-) -> _Reply:
-    if order.tells_output:
-        written.take()  # what was written between two runs belongs to neither
-    meter = Meter()
-    began_at = perf_counter()
-    reply = _perform_traced(order, cancel_flag, application, pipe, meter, unsaid)
-    seconds = perf_counter() - began_at
-    _flush_output()
-    # What a job has changed here shall meet no other job; what it has left running the supervisor finds below us,
-    # as long as we are there: the order to stop comes after that.
-    left = application.residue.found
-    stdout, stderr = written.take() if order.tells_output else (b"", b"")
-    if isinstance(reply, wire.Succeeded) and not reply.noticed_cancel:  # nobody asks what a success has used
-        retires = reply.retires or bool(left)
-        return wire.Succeeded(order.number, False, retires, left, wire.UNKNOWN, seconds, stdout, stderr)
-    used = wire.Used(*astuple(meter.read()))
-    retires = reply.retires or bool(left)
-    return replace(reply, retires=retires, left=left, used=used, seconds=seconds, stdout=stdout, stderr=stderr)
-
-
-def _perform_traced(
-    order: wire.Execute,
-    cancel_flag: CancelFlag,
-    application: Application,
-    pipe: _ControlPipe,
-    meter: Meter,
-    unsaid: _Reply | None,
-) -> _Reply:
-    execution = tracing.Execution(
-        run_id=order.run_id,
-        job_name=order.job_name,
-        attempt=order.attempt,
-        worker_name=application.settings.worker_name,
-        trace_context=order.trace_context,
-    )
-    with tracing.executing(execution, application.settings.trace_relation) as span:
-        began = wire.Began(order.number, span.trace_id, span.span_id, *meter.before, boottime())
-        pipe.send(began if unsaid is None else replace(unsaid, next=began))
-        reply = _perform(order, cancel_flag, application)
-        if isinstance(reply, wire.Failed):
-            span.failed(reply.error_type, reply.error_message)
-    return reply
-
-
-def _perform(order: wire.Execute, cancel_flag: CancelFlag, application: Application) -> wire.Succeeded | wire.Failed:
-    try:
-        registration = application.jobs.find(order.job_name)
-    except UnknownJob as error:
-        return wire.Failed(order.number, "UnknownJob", str(error), "")
-    context = JobContext(
-        run_id=order.run_id,
-        job_name=order.job_name,
-        attempt=order.attempt,
-        max_attempts=order.max_attempts,
-        scheduled_for=order.scheduled_for,
-        cancel_flag=cancel_flag,
-        container=application.container,
-    )
-    address_space = AddressSpace(order.address_space_limit)
-    try:
-        with address_space:
-            result = execute(registration, order.payload, context, cancel_flag, application.runner)
-    except MemoryError:  # not even its error could be told within the limit
-        result = Raised(
-            error_type="MemoryError",
-            error_message=f"there was none left under the limit of {order.address_space_limit} bytes",
-            error_detail="",
-            retryable=True,
-            retry_after_seconds=None,
-            process_is_spent=True,
+    def _execute(self, order: wire.Execute, cancel_flag: CancelFlag, *, closely: bool) -> _Reply:
+        """`closely`: there is time to look at all that the run may have left."""
+        meter = Meter()
+        began_at, began_boottime = perf_counter(), boottime()
+        result = self._perform_traced(order, cancel_flag, meter)
+        ended_at = perf_counter()
+        _flush(sys.stdout)
+        _flush(sys.stderr)
+        # What a job has changed here shall meet no other job; what it has left running the supervisor finds below us,
+        # as long as we are there: the order to stop comes after that.
+        residue = self._application.residue
+        closely = closely or isinstance(result, Raised)
+        left = residue.found if closely else residue.found_between(ended_at)
+        stdout, stderr = self._written.take() if order.short else _NOTHING_WRITTEN
+        retires = result.process_is_spent or bool(left)
+        seconds = ended_at - began_at
+        if isinstance(result, Returned) and not (retires or result.noticed_cancel):  # nobody asks what it has used
+            return wire.Succeeded(order.number, seconds=seconds, stdout=stdout, stderr=stderr)
+        return replace(
+            _reply(order.number, result),
+            retires=retires,
+            left=left,
+            used=wire.Used(*astuple(meter.read())),
+            seconds=seconds,
+            stdout=stdout,
+            stderr=stderr,
+            boottime=began_boottime if left else 0.0,
         )
-    is_spent = result.process_is_spent or address_space.was_near
+
+    def _perform_traced(self, order: wire.Execute, cancel_flag: CancelFlag, meter: Meter) -> Returned | Raised:
+        if not tracing.loaded():
+            if not order.short:
+                self._pipe.send(wire.Began(order.number, "", "", *meter.before, boottime()))
+            return self._perform(order, cancel_flag)
+        execution = tracing.Execution(
+            run_id=order.run_id,
+            job_name=order.job_name,
+            attempt=order.attempt,
+            worker_name=self._application.settings.worker_name,
+            trace_context=order.trace_context,
+        )
+        with tracing.executing(execution, self._application.settings.trace_relation) as span:
+            self._pipe.send(wire.Began(order.number, span.trace_id, span.span_id, *meter.before, boottime()))
+            result = self._perform(order, cancel_flag)
+            if isinstance(result, Raised):
+                span.failed(result.error_type, result.error_message)
+        return result
+
+    def _perform(self, order: wire.Execute, cancel_flag: CancelFlag) -> Returned | Raised:
+        application = self._application
+        try:
+            registration = application.jobs.find(order.job_name)
+        except UnknownJob as error:
+            return _raised("UnknownJob", str(error))
+        context = JobContext(
+            run_id=order.run_id,
+            job_name=order.job_name,
+            attempt=order.attempt,
+            max_attempts=order.max_attempts,
+            scheduled_for=order.scheduled_for,
+            cancel_flag=cancel_flag,
+            container=application.container,
+        )
+        if order.address_space_limit is None:
+            return execute(registration, order.payload, context, cancel_flag, application.runner)
+        address_space = AddressSpace(order.address_space_limit)
+        try:
+            with address_space:
+                result = execute(registration, order.payload, context, cancel_flag, application.runner)
+        except MemoryError:  # not even its error could be told within the limit
+            limit = f"the limit of {order.address_space_limit} bytes"
+            return _raised("MemoryError", f"there was none left under {limit}", process_is_spent=True)
+        return replace(result, process_is_spent=True) if address_space.was_near else result
+
+
+def _reply(number: int, result: Returned | Raised) -> _Reply:
     if isinstance(result, Returned):
-        return wire.Succeeded(order.number, result.noticed_cancel, retires=is_spent)
+        return wire.Succeeded(number, result.noticed_cancel)
     return wire.Failed(
-        order.number,
+        number,
         result.error_type,
         result.error_message,
         result.error_detail,
         result.retryable,
         result.retry_after_seconds,
-        retires=is_spent,
     )
 
 
-def _flush_output() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(BaseException):  # a job closed it, or put something of its own there
-            stream.flush()
+def _raised(error_type: str, error_message: str, *, process_is_spent: bool = False) -> Raised:
+    return Raised(
+        error_type=error_type,
+        error_message=error_message,
+        error_detail="",
+        retryable=True,
+        retry_after_seconds=None,
+        process_is_spent=process_is_spent,
+    )
+
+
+def _flush(stream: TextIO) -> None:
+    try:
+        stream.flush()
+    except BaseException:  # a job closed it, or put something of its own there
+        return

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from uuid import UUID, uuid4
 
 import anyio
+from anyio.abc import TaskGroup
 
 from durablestack.errors import StoreError, StoreUnavailable
 from durablestack.events import EventType
@@ -37,6 +39,9 @@ _REST_PER_LOOK_FOR_EXPIRED = 20  # where an old snapshot keeps dead entries in t
 _DUE_AFTER_SECONDS = 0.01  # the database counts from its own commit
 
 
+_NO_ROOM = Room([], 0)
+
+
 def _never() -> bool:
     return False
 
@@ -45,9 +50,24 @@ def _now() -> bool:
     return True
 
 
+class _Claiming:
+    """A claim, from when it is begun until what it has brought is handed out."""
+
+    def __init__(self, room: Room) -> None:
+        self.room = room
+        self.claimed = Claimed([], [])
+        self.asked = anyio.Event()
+        self.ended = anyio.Event()
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.claimed.runs) == self.room.size
+
+
 class Claimer:
     """Never claims more than can start at once, or in a moment: a claimed run that waits is a lease that ages.
 
+    Where there are many short runs, up to `claims_max` claims are under way while the batch before them is handed out.
     `guarded` returns once there is somebody who ends children when we cannot.
     """
 
@@ -64,6 +84,7 @@ class Claimer:
         lease_duration: timedelta,
         poll_interval_seconds: float,
         poll_jitter_ratio: float,
+        claims_max: int = 1,
         guarded: Callable[[], Awaitable[None]],
         is_guarded: Callable[[], bool] = _now,
         emit: Emit,
@@ -75,6 +96,7 @@ class Claimer:
         self._worker = worker
         self._job_names = tuple(job_names)
         self._batch_size = batch_size
+        self._claims_max = claims_max
         self._lease_duration = lease_duration
         self._poll_interval_seconds = poll_interval_seconds
         self.pace = Pace(poll_interval_seconds, poll_jitter_ratio)
@@ -83,7 +105,6 @@ class Claimer:
         self._emit = emit
         self._woken = anyio.Event()
         self._enqueued = False
-        self._asked = anyio.Event()
         self._comes_by: Callable[[], bool] = _never
         self._failures_in_a_row = 0
         self._look_for_expired_at = 0.0
@@ -119,6 +140,7 @@ class Claimer:
         return self._comes_by()
 
     async def run(self) -> None:
+        filled = False
         with self._comes_when(_never):
             while True:
                 await self._completer.has_room()
@@ -127,6 +149,8 @@ class Claimer:
                 await self._guarded()
                 self._woken = anyio.Event()
                 with self._comes_when(_now):
+                    if filled:  # there is a backlog: to claim for several at once is worth a moment
+                        await self._pool.wait_for_more_room()
                     filled = await self._fill()
                 if not filled:
                     await self._rest()
@@ -145,42 +169,52 @@ class Claimer:
         room = self._pool.take_room(self._batch_size)
         if not room.size:  # the child for which there was has gone meanwhile
             return True
-        with anyio.CancelScope(shield=True):
-            claimed = await self._claim_batch(room)
-        try:
-            while (ahead := self._may_be_claimed_ahead(room, claimed)).size:
-                await anyio.lowlevel.checkpoint_if_cancelled()
+        under_way: deque[_Claiming] = deque()
+        all_were_there = True
+        async with anyio.create_task_group() as claims:
+            await self._begin(room, under_way, claims)
+            try:
+                while under_way:
+                    await under_way[0].ended.wait()
+                    all_were_there = all_were_there and under_way[0].is_full
+                    while all_were_there and (ahead := self._room_ahead(under_way)).size:
+                        await self._begin(ahead, under_way, claims)
+                    self._hand_out(under_way.popleft())
+            finally:
                 with anyio.CancelScope(shield=True):
-                    meanwhile, room, claimed = (room, claimed), ahead, Claimed([], [])
-                    claimed = await self._claim_and_hand_out(ahead, *meanwhile)
-            return len(claimed.runs) == room.size
-        finally:  # whatever happens, what is claimed is handed out
-            self._pool.hand_out(room, claimed.runs, claimed.passed_over)
+                    for claiming in under_way:  # whatever happens, what is claimed is handed out
+                        await claiming.ended.wait()
+                        self._hand_out(claiming)
+        return all_were_there
 
-    def _may_be_claimed_ahead(self, room: Room, claimed: Claimed) -> Room:
-        """Room for the next batch, while this one is yet to be handed out: if there are so many short runs that both
-        the database and we have enough to do."""
-        if len(claimed.runs) < room.size or self._completer.is_full or not self._is_guarded():
-            return Room([], 0)
-        ahead = self._pool.room_after(room, self._batch_size)
-        return ahead if 2 * ahead.size >= self._batch_size else Room([], 0)
+    def _room_ahead(self, under_way: Collection[_Claiming]) -> Room:
+        """Room for one more batch, while others are under way or yet to be handed out: if there are so many short runs
+        that both the database and we have enough to do."""
+        if self._completer.is_full or not self._is_guarded() or len(under_way) > self._claims_max:
+            return _NO_ROOM
+        ahead = self._pool.room_after([claiming.room for claiming in under_way], self._batch_size)
+        return ahead if 2 * ahead.size >= self._batch_size else _NO_ROOM
 
-    async def _claim_and_hand_out(self, ahead: Room, room: Room, claimed: Claimed) -> Claimed:
-        """Claim the next batch, and hand out this one while the database is asked."""
-        found: list[Claimed] = []
+    async def _begin(self, room: Room, under_way: deque[_Claiming], claims: TaskGroup) -> None:
+        """Return once the database is being asked: there is time for other things then."""
+        claiming = _Claiming(room)
+        under_way.append(claiming)
+        claims.start_soon(self._claim, claiming)
+        with anyio.CancelScope(shield=True):
+            await claiming.asked.wait()
 
-        async def claim() -> None:
-            found.append(await self._claim_batch(ahead))
-            self._asked.set()  # if it did not come to that
+    async def _claim(self, claiming: _Claiming) -> None:
+        try:
+            with anyio.CancelScope(shield=True):
+                claiming.claimed = await self._claim_batch(claiming.room, begun=claiming.asked.set)
+        finally:
+            claiming.asked.set()  # if it did not come to that
+            claiming.ended.set()
 
-        async with anyio.create_task_group() as both:
-            self._asked = anyio.Event()
-            both.start_soon(claim)
-            await self._asked.wait()
-            self._pool.hand_out(room, claimed.runs, claimed.passed_over)
-        return found[0]
+    def _hand_out(self, claiming: _Claiming) -> None:
+        self._pool.hand_out(claiming.room, claiming.claimed.runs, claiming.claimed.passed_over)
 
-    async def _claim_batch(self, room: Room) -> Claimed:
+    async def _claim_batch(self, room: Room, *, begun: Callable[[], None]) -> Claimed:
         try:
             await self._release_uncertain_claims()
             claim = Claim(
@@ -196,7 +230,7 @@ class Claimer:
             )
             self._enqueued = False
             asked_at = boottime()
-            claimed = await self._exchange(claim)
+            claimed = await self._exchange(claim, begun)
             if claim.end_expired:
                 rest_seconds = _REST_PER_LOOK_FOR_EXPIRED * (boottime() - asked_at)
                 self._look_for_expired_at = asked_at + min(
@@ -227,11 +261,11 @@ class Claimer:
             self._emit(EventType.CLOCK_JUMP_DETECTED, message=what)
         return self._database_clock.trusted
 
-    async def _exchange(self, claim: Claim) -> Claimed:
+    async def _exchange(self, claim: Claim, begun: Callable[[], None]) -> Claimed:
         """Claim, and write down what has ended, in one transaction."""
         batch = self._completer.take()
         try:
-            exchanged = await self._ask(claim, [outcome for _, outcome, _ in batch])
+            exchanged = await self._ask(claim, [outcome for _, outcome, _ in batch], begun)
         except StoreUnavailable:
             self._completer.put_back(batch)
             raise
@@ -240,16 +274,16 @@ class Claimer:
             if not batch:
                 raise
             log.warning("outcomes are written without a claim, which is repeated without them: %s", error)
-            return (await self._ask(claim, [])).claimed
+            return (await self._ask(claim, [], begun)).claimed
         except BaseException:
             self._completer.put_back(batch)
             raise
         self._completer.written(batch, exchanged.recorded)
         return exchanged.claimed
 
-    async def _ask(self, claim: Claim, outcomes: list[Outcome]) -> Exchanged:
+    async def _ask(self, claim: Claim, outcomes: list[Outcome], begun: Callable[[], None]) -> Exchanged:
         try:
-            return await ask_store(self._store.exchange, outcomes, claim, begun=self._asked.set)
+            return await ask_store(self._store.exchange, outcomes, claim, begun=begun)
         except StoreUnavailable as error:
             if error.uncertain:
                 self._uncertain_claims.add(claim.lease_token)

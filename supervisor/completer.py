@@ -25,6 +25,7 @@ from durablestack.events import EventType
 from durablestack.options import Secret
 from durablestack.runs import (
     CANCELLED_MESSAGE,
+    NO_OUTPUT,
     Cancelled,
     Failed,
     Failure,
@@ -90,7 +91,7 @@ class Completer:
     # --- told by the pool and asked by the claimer, on the event loop
 
     def record(self, run: Run, outcome: Outcome, course: Course = NOT_BEGUN) -> None:
-        if self._secrets:
+        if self._secrets and not (type(outcome) is Succeeded and outcome.output is NO_OUTPUT):
             outcome = verdict.redacted(outcome, self._secrets)
         self._waiting.append((run, outcome, course))
         self._more.set()

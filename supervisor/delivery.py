@@ -6,6 +6,8 @@ are looked for now and then instead, until several looks in a row have found nob
 
 from __future__ import annotations
 
+from durablestack.runs import Lease
+
 from . import wire
 from .in_hand import InHand
 from .process import ChildProcess
@@ -17,43 +19,54 @@ class Delivery:
     """To the children of one slot, one after the other. Numbers their orders."""
 
     def __init__(self) -> None:
-        self._orders = 0  # given so far
+        self._numbered = 0  # so far
+        self.gathered: list[InHand] = []
+        """What the child is to get with the next `send`."""
         self._looks_in_vain = 0
 
-    def put(self, child: ChildProcess, held: InHand) -> bool:
-        """Add a run to those that the child may take; False if there is no room for one more."""
-        run, terms = held.run, held.assignment.terms
-        self._orders += 1
-        order = wire.Execute(
-            self._orders,
-            run.id,
-            run.job_name,
-            run.attempt,
-            run.max_attempts,
-            run.slot or run.scheduled_for,
-            run.payload,
-            run.trace_context,
-            terms.address_space_limit,
-            held.assignment.short,
-        )
-        if not child.put(order):
-            return False
-        held.order = self._orders
-        return True
+    def add(self, held: InHand) -> None:
+        self._numbered += 1
+        held.order = self._numbered
+        self.gathered.append(held)
 
-    def put_behind(self, child: ChildProcess, held: InHand) -> bool:
-        """The same for a run that waits behind another."""
-        if not self.put(child, held):
-            return False
+    def withdraw(self, lease: Lease) -> InHand:
+        held = next(held for held in self.gathered if held.lease == lease)
+        self.gathered.remove(held)
+        return held
+
+    def send(self, child: ChildProcess) -> list[InHand]:
+        """All that was gathered, at once: the child is woken for the first, and finds the others. Return those for
+        which there was no room."""
+        gathered, self.gathered = self.gathered, []
+        return gathered[child.put([_order(held) for held in gathered]) :] if gathered else []
+
+    def hears_less(self, child: ChildProcess) -> None:
+        """Replies are looked for now and then."""
         child.listens_to_replies(False)
         self._looks_in_vain = 0
-        return True
 
     def goes_on_looking(self, child: ChildProcess, *, some_wait: bool) -> bool:
         """Whether replies are looked for after this look, too; else they are heard as they come."""
         self._looks_in_vain = 0 if some_wait else self._looks_in_vain + 1
         child.listens_to_replies(self._looks_in_vain > _LOOKS_IN_VAIN_MAX)
         return self._looks_in_vain <= _LOOKS_IN_VAIN_MAX
+
+
+def _order(held: InHand) -> wire.Execute:
+    run = held.run
+    assert held.order is not None
+    return wire.Execute(
+        held.order,
+        run.id,
+        run.job_name,
+        run.attempt,
+        run.max_attempts,
+        run.slot or run.scheduled_for,
+        run.payload,
+        run.trace_context,
+        held.assignment.terms.address_space_limit,
+        held.assignment.short,
+    )
 
 
 def listen_to(child: ChildProcess, held: InHand) -> None:

@@ -28,7 +28,7 @@ from durablestack.runs import Run
 from . import dump, usage, wire
 from .boot import Boot, BootFailed
 from .bus import NOT_BEGUN, Course
-from .ended import ended_by
+from .ended import ended_by, output_of
 from .escalation import Escalation
 from .in_hand import Assignment, InHand
 from .leases import boottime
@@ -62,6 +62,7 @@ class Executor:
         self._starter = starter
         self._limits = limits
         self._boot = Boot(slots, starter, limits.startup_timeout_seconds)
+        self._wears_out = limits.runs_per_child_max is not None or limits.child_memory_max is not None
         self._leaving = False
         self._deaths_in_a_row = 0
 
@@ -102,7 +103,7 @@ class Executor:
         child = ChildProcess(
             self._starter, output_bytes_max=self._limits.output_bytes_max, name=f"durablestack-{self.number}"
         )
-        child.on_reply = self._on_reply
+        child.on_replies = self._on_replies
         child.on_gone = lambda: self._slots.busy_or_gone(self)
         try:
             await self._boot.start(child)
@@ -118,7 +119,7 @@ class Executor:
     def _bury(self, child: ChildProcess, death: Death) -> None:
         """The child is dead: say what became of the run in hand, and whether anyone should worry."""
         how, held = death.how, self.line.in_hand
-        behind = self.line.take_all_behind()
+        untaken = self.line.take_untaken(child)
         if held is not None and held.begun and held.ending is None and child.killed and death.reason is None:
             held.ending = Ending.STOPPING  # what was to end is not this one, nor is it to blame
         if held is None or not held.delivered:
@@ -134,7 +135,17 @@ class Executor:
             held.take_back()
             self.line.give_back()
             self._died(f"child {child.pid} of slot {self.number} ended with {how} before it began its run")
-        self.line.hand_on(behind)
+        while self.line.behind:  # it has begun these too, and what it said of those before was lost
+            self.line.move_on()
+            self._finish_taken(death, child)
+        self.line.hand_on(untaken)
+
+    def _finish_taken(self, death: Death, child: ChildProcess) -> None:
+        held = self.line.in_hand
+        assert held is not None
+        held.begun = True
+        self._slots.began(held.run, held.course)
+        self._finish(held, death, child)
 
     def _died(self, why: str) -> None:
         """A death for which no run is to blame: the more of them in a row, the longer until the next child."""
@@ -158,17 +169,58 @@ class Executor:
 
     # --- what the child says
 
+    def _on_replies(self, replies: Sequence[wire.Reply]) -> None:
+        """Nearly all are successes of which nothing is to be said one by one."""
+        plain: list[tuple[InHand, wire.Succeeded]] = []
+        for reply in replies:
+            held = self.line.in_hand
+            if held is not None and isinstance(reply, wire.Succeeded) and self._is_plain(held, reply):
+                self.line.step()
+                plain.append((held, reply))
+                continue
+            self._on_successes(plain)
+            plain = []
+            self._on_reply(reply)
+        self._on_successes(plain)
+
+    def _is_plain(self, held: InHand, reply: wire.Succeeded) -> bool:
+        """Whether nobody wanted the run to end, and its child may go on."""
+        child = self.line.child
+        return (
+            held.order == reply.number
+            and held.ending is None
+            and child is not None
+            and not (reply.retires or child.killed or self.line.retiring or self._wears_out)
+            and not held.assignment.terms.fresh_process_per_run
+        )
+
+    def _on_successes(self, plain: Sequence[tuple[InHand, wire.Succeeded]]) -> None:
+        child = self.line.child
+        if not plain or child is None:
+            return
+        self._deaths_in_a_row = 0
+        for held, _ in plain:
+            held.end()
+            if not held.begun:
+                held.begun = True
+                self._slots.began(held.run, held.course)
+        self._slots.succeeded([(held, reply.seconds, output_of(reply, held, child)) for held, reply in plain])
+        self.line.stepped(len(plain))
+        if self.line.in_hand is None and not child.gone:
+            self._slots.idle(self)
+
     def _on_reply(self, reply: wire.Reply) -> None:
         held = self.line.in_hand
         match reply:
             case wire.Succeeded() | wire.Failed() if held is not None and held.order == reply.number:
                 self._on_result(held, reply)
-                if reply.next is not None:
-                    self._on_reply(reply.next)
-            case wire.Began() if held is not None and held.order == reply.number and not held.begun:
-                self._on_beginning(held, reply)
+            case wire.Began() if held is not None and held.order == reply.number:
+                if not held.begun:
+                    self._on_beginning(held, reply)
             case wire.Ready(job_names=job_names):
                 self._boot.on_ready(frozenset(job_names))
+            case wire.Spoilt(left=left):
+                self._on_spoilt(left)
             case wire.BootFailed():
                 self._boot.on_failure(reply)
             case _:
@@ -184,6 +236,11 @@ class Executor:
     def _on_result(self, held: InHand, reply: wire.Succeeded | wire.Failed) -> None:
         line, child = self.line, self.line.child
         self._deaths_in_a_row = 0
+        if not held.begun:
+            held.begun = True
+            self._slots.began(held.run, held.course)
+        if reply.boottime:
+            held.began_boottime = min(reply.boottime, held.began_boottime)
         is_dying = child is not None and child.killed
         line.retiring = line.retiring or is_dying or reply.retires or self._is_worn_out(child, held)
         if child is not None and reply.left:
@@ -199,6 +256,17 @@ class Executor:
             line.retire()
         else:
             self._slots.idle(self)
+
+    def _on_spoilt(self, left: Sequence[str]) -> None:
+        """What it was given meanwhile is for the next child."""
+        child = self.line.child
+        if child is None or self._leaving:
+            return
+        log.info("child %d is replaced for what a run has left: left=%s", child.pid, ", ".join(left))
+        self._slots.busy_or_gone(self)
+        self.line.retiring = True
+        self.line.take_back()
+        self.line.retire()
 
     def _is_worn_out(self, child: ChildProcess | None, held: InHand) -> bool:
         """Whether a child that has done its run is to be replaced though nothing is wrong with it."""

@@ -203,7 +203,7 @@ def stop_family(ancestor: int) -> list[int]:
 
 
 def readable(fd: int, within_milliseconds: int = 0) -> bool:
-    """Of a pidfd: whether the process has ended."""
+    """Whether there is something to read: of a pidfd, whether the process has ended."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(within_milliseconds))

@@ -18,7 +18,7 @@ from .verdict import Ending
 _NOTHING = Usage()
 
 
-class Assignment(Struct, frozen=True, eq=False):
+class Assignment(Struct, frozen=True, eq=False, gc=False):
     """A run that is to be executed.
 
     `expected_seconds` is how long runs of its job have taken lately. `short`: others may wait behind it.
@@ -48,6 +48,7 @@ class InHand:
         "cpu_before",
         "ending",
         "has_ended",
+        "lease",
         "order",
         "overdue",
         "reached",
@@ -59,6 +60,7 @@ class InHand:
     def __init__(self, assignment: Assignment) -> None:
         self.assignment = assignment
         self.run = assignment.run
+        self.lease = assignment.run.lease
         self.has_ended = False
         self._ended: anyio.Event | None = None  # made for those who wait, which are few
         self.ending: Ending | None = None  # why we end it, if we do
@@ -66,8 +68,7 @@ class InHand:
         self.order: int | None = None  # by which the child has it, if one does
         self.begun = False
         self.overdue = False  # it was to be short, and is not
-        self.began_at = monotonic()  # the event loop's clock
-        self.began_boottime = boottime()
+        self.began_at = self.began_boottime = 0.0  # by the clock of the event loop, and by that of leases
         self.cpu_before = (0.0, 0.0)  # what the child had used when it began the run
         self.used = _NOTHING  # by the run, as far as it was seen from here
         self.course = NOT_BEGUN
@@ -78,7 +79,7 @@ class InHand:
         return self.order is not None
 
     def count_from_here(self) -> None:
-        """Nothing is before it any more: its time begins."""
+        """Nothing of ours is before it any more: its time begins."""
         self.began_at, self.began_boottime = monotonic(), boottime()
 
     def take_back(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import timedelta
 from time import CLOCK_BOOTTIME, CLOCK_MONOTONIC, clock_gettime  # a job may put something else in their place
 from typing import Protocol
@@ -54,14 +54,11 @@ class _Held:
 
     __slots__ = ("child", "guarded_until", "lease", "trusted_until")
 
-    def __init__(self, lease: Lease, asked_at: float, duration: timedelta) -> None:
+    def __init__(self, lease: Lease, trusted_until: float, guarded_until: float) -> None:
         self.lease = lease
         self.child: _Child | None = None
-        self.trust(asked_at, duration)
-
-    def trust(self, asked_at: float, duration: timedelta) -> None:
-        self.trusted_until = asked_at + trust_seconds(duration)
-        self.guarded_until = asked_at + guard_seconds(duration)
+        self.trusted_until = trusted_until
+        self.guarded_until = guarded_until
 
 
 class _Child:
@@ -117,25 +114,33 @@ class LeaseTable:
 
     def hold(self, leases: Iterable[Lease], asked_at: float, duration: timedelta) -> None:
         """Take leases in that were asked for at `asked_at`."""
+        trusted_until, guarded_until = asked_at + trust_seconds(duration), asked_at + guard_seconds(duration)
         with self._lock:
             for lease in leases:
                 if (older := self._held.get(lease.run_id.int)) is not None:  # ours before, expired and claimed anew
                     self._lose(older)
-                self._held[lease.run_id.int] = _Held(lease, asked_at, duration)
+                self._held[lease.run_id.int] = _Held(lease, trusted_until, guarded_until)
 
     def executing(self, lease: Lease, child: Executing) -> bool:
         """The run is about to begin; False if its lease is not to be trusted any more, so it must not."""
+        return not self.all_executing([lease], child)
+
+    def all_executing(self, leases: Sequence[Lease], child: Executing) -> list[Lease]:
+        """The same for several, one after the other; return those that must not."""
+        refused = []
         with self._lock:
-            held = self._trusted(lease)
-            if held is None:
-                return False
-            if held.child is not None and held.child.executing is not child:  # it had it, and has not begun it
-                self._let_go(held)
-            known = self._children.get(child)
-            if known is None:
-                known = self._children[child] = _Child(child)
-            known.begins(held)
-            return True
+            now, known = self._clock(), self._children.get(child)
+            for lease in leases:
+                held = self._found(lease)
+                if held is None or held.trusted_until <= now:
+                    refused.append(lease)
+                    continue
+                if held.child is not None and held.child is not known:  # it had it, and has not begun it
+                    self._let_go(held)
+                if known is None:
+                    known = self._children[child] = _Child(child)
+                known.begins(held)
+        return refused
 
     def is_trusted(self, lease: Lease) -> bool:
         with self._lock:
@@ -151,11 +156,19 @@ class LeaseTable:
 
     def finished(self, lease: Lease) -> None:
         """The attempt has ended; only its outcome is to be written, for which the lease is still kept alive."""
+        self.all_finished([lease])
+
+    def all_finished(self, leases: Sequence[Lease]) -> list[Lease]:
+        """The same for several; return those that were lost."""
+        lost: list[Lease] = []
         with self._lock:
             if self._lost:
-                self._lost.discard(lease)
-            if (held := self._found(lease)) is not None:
-                self._let_go(held)
+                lost = [lease for lease in leases if lease in self._lost]
+                self._lost.difference_update(lost)
+            for lease in leases:
+                if (held := self._found(lease)) is not None:
+                    self._let_go(held)
+        return lost
 
     def _let_go(self, held: _Held) -> None:
         child = held.child
@@ -188,13 +201,14 @@ class LeaseTable:
     ) -> list[Lease]:
         """Trust what was kept, from `asked_at` on; lose the others that were asked for, and return them."""
         lost = []
+        trusted_until, guarded_until = asked_at + trust_seconds(duration), asked_at + guard_seconds(duration)
         with self._lock:
             for lease in asked:
                 held = self._found(lease)
                 if held is None:
                     continue
                 if lease.run_id in kept:
-                    held.trust(asked_at, duration)
+                    held.trusted_until, held.guarded_until = trusted_until, guarded_until
                 else:
                     # of one whose outcome is being recorded, perhaps it has been: whoever records it is told
                     is_executing, lease = held.child is not None, self._lose(held)

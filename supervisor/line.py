@@ -1,15 +1,13 @@
 """The runs that an executor has: one in hand, in front, and behind it those that its child was given to do next.
 
-Orders lie in a socket that two read: the child takes the next one when it is ready for it, and we take back what it
-has not taken. Each order goes to one of them, and neither needs the other for that, be it stuck, stopped or dead.
+Each order has a permit, and two take permits: the child takes one when it is ready for the next order, and we take back
+those that it has not taken. Each goes to one of us, and neither needs the other for that, be it stuck, stopped or dead.
 
-    put --> [ 5 | 4 | 3 ] --> the child: Began, then Succeeded or Failed, by which the next in line is in front
+    put --> [ 5 | 4 | 3 ] --> the child: Succeeded or Failed, by which the next in line is in front
                  |
-                 +----------> taken back by us: for others to do
+                 +----------> taken back by us: as many of the latest orders are for others to do
 
-What we took back was not begun. What is gone from there without us the child has, though its word of that may have
-yet to come. While both take, any of them may become ours, the front included: then the next one that the child has
-is in front.
+What we took back was not begun. What is gone from there without us the child has, and has begun, whatever it says.
 """
 
 from __future__ import annotations
@@ -19,7 +17,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
-from . import wire
+from durablestack.runs import Lease
+
+from . import usage, wire
 from .delivery import Delivery, listen_to
 from .in_hand import Assignment, InHand
 from .process import ChildProcess
@@ -68,6 +68,7 @@ class Line:
             self._idle()
         else:
             self._begin(child, self.in_hand)
+            self.deliver()
 
     def retire(self) -> None:
         """Ask the child, which has no run, to leave; another one takes its place."""
@@ -82,9 +83,10 @@ class Line:
     # --- in front
 
     def assign(self, assignment: Assignment) -> None:
-        """Take a run in hand. It begins now if there is a child for it, or as soon as there is."""
+        """Take a run in hand. It begins with `deliver` if there is a child for it, or as soon as there is."""
         assert self.in_hand is None, "an executor takes one run at a time"
         self.in_hand = held = InHand(assignment)
+        held.count_from_here()
         child = self.child
         if child is None or not self._takes_runs(child):
             return
@@ -94,20 +96,48 @@ class Line:
             self._begin(child, held)
 
     def _begin(self, child: ChildProcess, held: InHand) -> None:
-        if not self._slots.may_begin(held.run, child):
-            self.give_back()
-            self._idle()
-            return
         listen_to(child, held)
         held.count_from_here()
         self.runs_begun += 1
-        self._deliver(child, held)
+        self._deliver(held)
 
-    def _deliver(self, child: ChildProcess, held: InHand) -> None:
-        if self._delivery.put(child, held):
-            self._start_timeout(held)
-        else:  # there is nothing in its way but the child
-            self.retire()
+    def _deliver(self, held: InHand) -> None:
+        self._delivery.add(held)
+        self._start_timeout(held)
+
+    def deliver(self) -> None:
+        """Give the child what was assigned to it and added, as far as the leases are to be trusted."""
+        child = self.child
+        if child is None or not self._delivery.gathered:
+            return
+        for lease in self._slots.not_to_begin([held.lease for held in self._delivery.gathered], child):
+            self._withdraw(lease)
+        unsent = self._delivery.send(child)
+        if self.behind:
+            self._delivery.hears_less(child)
+        for held in unsent:
+            if held is self.in_hand:  # there is nothing in its way but the child
+                held.take_back()
+                self.retire()
+            else:
+                self._let_go_behind(held)
+        if self.in_hand is None and self._takes_runs(child):
+            self._idle()
+
+    def _withdraw(self, lease: Lease) -> None:
+        held = self._delivery.withdraw(lease)
+        if held is not self.in_hand:
+            self._let_go_behind(held)
+            return
+        held.take_back()
+        self.give_back()
+        if self.behind:
+            self.move_on()
+
+    def _let_go_behind(self, held: InHand) -> None:
+        self.behind.remove(held)
+        held.end()
+        self._slots.never_begun(held.run)
 
     def _start_timeout(self, held: InHand) -> None:
         timeout_seconds = held.assignment.terms.timeout_seconds
@@ -147,21 +177,29 @@ class Line:
             return False
         return front.assignment.short and self._limits.runs_per_child_max is None
 
+    @property
+    def ends_soon(self) -> bool:
+        """Whether the run in hand is expected to be over in a moment."""
+        held = self.in_hand
+        return held is not None and held.assignment.short and not held.overdue and held.ending is None
+
     def add(self, waiting: deque[Assignment], at_most: int, times: int = 1) -> bool:
-        """Take runs from those waiting, to be done after those that the child has; whether it may be given more.
+        """Take runs from those waiting, to be done after those that the child has; whether it may be given more. The
+        child gets them with `deliver`.
 
         `times` as many as a child should have.
         """
-        child = self.child
-        if child is None or not self.lets_follow:
+        if not self.lets_follow:
             return False
         seconds = self._expected_seconds
         room = times * self._limits.window_max - 1 - len(self.behind)
         for _ in range(min(at_most, room, len(waiting))):
             seconds += waiting[0].expected_seconds
-            if not fits(seconds / times) or not self._add(child, InHand(waiting[0])):
+            if not fits(seconds / times):
                 return False
-            waiting.popleft()
+            held = InHand(waiting.popleft())
+            self._delivery.add(held)
+            self.behind.append(held)
         return at_most < room
 
     @property
@@ -170,22 +208,25 @@ class Line:
         front = 0.0 if self.in_hand is None else self.in_hand.assignment.expected_seconds
         return front + sum(held.assignment.expected_seconds for held in self.behind)
 
-    def _add(self, child: ChildProcess, held: InHand) -> bool:
-        if not self._slots.may_begin(held.run, child):
-            self._slots.never_begun(held.run)
-            return True
-        if not self._delivery.put_behind(child, held):
-            return False
-        self.behind.append(held)
-        return True
-
     def move_on(self) -> None:
         """The child goes on with the next run, or has done so already."""
-        self.in_hand = held = self.behind.popleft()
+        self.step()
+        self.stepped(1)
+
+    def step(self) -> None:
+        """The run in hand is over, and the next one in its place; `stepped` is to follow."""
+        self.in_hand = self.behind.popleft() if self.behind else None
+
+    def stepped(self, times: int) -> None:
+        """So often. The time of the run that is in hand now begins."""
+        held = self.in_hand
+        begun = times if held is not None else times - 1
+        self.runs_begun += begun
+        self._slots.moved_on(begun)
+        if held is None:
+            return
         held.count_from_here()
-        self.runs_begun += 1
         self._start_timeout(held)
-        self._slots.moved_on()
         if held.ending is not None:
             self._end_it()
 
@@ -202,22 +243,28 @@ class Line:
     def take_back(self) -> None:
         """What the child has not taken of what it was given is for others to do, but for the run in hand."""
         child, front = self.child, self.in_hand
-        if child is None or (not self.behind and (front is None or not front.delivered or front.begun)):
-            return
-        numbers = child.take_back()
-        back = [held for held in self.behind if held.order in numbers]
-        self.behind = deque(held for held in self.behind if held.order not in numbers)
-        if front is not None and front.order in numbers:
-            front.take_back()
-            if self.behind:  # both sides took at once: the first one was ours, the next one the child's
-                back.insert(0, front)
-                self.move_on()
-        self.hand_on(back)
+        if child is not None and front is not None and (self.behind or (front.delivered and not front.begun)):
+            self.hand_on(self.take_untaken(child))
 
-    def take_all_behind(self) -> list[InHand]:
-        """Of a child that is dead."""
-        behind, self.behind = list(self.behind), deque()
-        return behind
+    def take_untaken(self, child: ChildProcess) -> list[InHand]:
+        """What waits behind the run in hand, and the child has not taken. The run in hand has no child if not even that
+        was taken, else it has begun."""
+        count = child.take_back()
+        untaken = [self.behind.pop() for _ in range(min(count, len(self.behind)))][::-1]
+        front = self.in_hand
+        if front is not None and front.delivered:
+            if count > len(untaken):
+                front.take_back()
+            elif front.assignment.short and not front.begun:
+                self._begins_untold(front, child)
+        return untaken
+
+    def _begins_untold(self, held: InHand, child: ChildProcess) -> None:
+        process = None if child.gone else usage.look(child.pid)
+        if process is not None:  # what it had used before is not known any more
+            held.cpu_before = (process.user_cpu_seconds, process.system_cpu_seconds)
+        held.begun = True
+        self._slots.began(held.run, held.course)
 
     def hand_on(self, back: Sequence[InHand]) -> None:
         """Have others do what no child has begun, unless it was to end anyway."""
@@ -231,11 +278,13 @@ class Line:
 
     def let_go_of_waiting(self) -> None:
         """Have what waits behind the run in hand done by others."""
-        if self.child is None or not self.behind:
+        child = self.child
+        if child is None or not self.behind:
             return
         self.take_back()
-        if self.in_hand is not None and not self.in_hand.delivered:
-            self._deliver(self.child, self.in_hand)
+        if self.in_hand is not None and not self.in_hand.delivered and self._takes_runs(child):
+            self._deliver(self.in_hand)
+            self.deliver()
 
     def look_after(self, now: float) -> None:
         """A run that should have been short and is not keeps nobody waiting, and is listened to as others are."""
@@ -244,8 +293,11 @@ class Line:
             return
         if now - held.began_at < _SHORT_RUN_WITHIN_SECONDS:
             return
-        held.overdue = True
-        self.let_go_of_waiting()
+        if not held.overdue:
+            held.overdue = True
+            self.let_go_of_waiting()
+        if held.delivered and not held.begun and not child.has_untaken:
+            self._begins_untold(held, child)
         if held.begun and not self.behind:
             child.listens_to_output(True)
 

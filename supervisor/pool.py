@@ -22,13 +22,13 @@ from msgspec.structs import replace
 from durablestack.events import EventType
 from durablestack.jobs import JobRegistration, JobRegistry
 from durablestack.options import CrashedRunPolicy
-from durablestack.runs import Failed, Outcome, Released, Run
+from durablestack.runs import Failed, Lease, Outcome, Output, Released, Run, Succeeded
 
 from . import verdict, wire
 from .bus import NOT_BEGUN, Course, Emit
 from .ended import Ended
 from .executor import Executor
-from .in_hand import Assignment
+from .in_hand import Assignment, InHand
 from .leases import LeaseTable
 from .process import ChildProcess, Death
 from .restarts import Restarts
@@ -45,7 +45,10 @@ _UNBEGUN_MAX = 3
 _UNBEGUN_RUNS_MAX = 1_000
 _LOOK_SECONDS = 0.025
 _GENEROUS_TIMES = 3
+_BY_THE_ANSWER = 2
 _LOOK_FOR_REPLIES_SECONDS = 0.001
+_MORE_ROOM_WITHIN_SECONDS = 0.001
+_LEASE_IS_LOST = "its lease is lost"
 
 
 class Room(Struct, frozen=True):
@@ -99,6 +102,7 @@ class Pool:
         self._unbegun: Counter[UUID] = Counter()
         self._some_room = anyio.Event()
         self._some_short = anyio.Event()
+        self._no_more_room_soon: asyncio.Event | None = None
         self._quiet: anyio.Event | None = None
 
     async def run(self) -> None:
@@ -115,6 +119,22 @@ class Pool:
         while not self.has_room:
             self._some_room = anyio.Event()
             await self._some_room.wait()
+
+    async def wait_for_more_room(self) -> None:
+        """Wait a moment for those that are about to be idle, where short runs are done one at a time."""
+        if self._windows.size > 1 or not self._some_end_soon:
+            return
+        self._no_more_room_soon = asyncio.Event()
+        moment = asyncio.get_running_loop().call_later(_MORE_ROOM_WITHIN_SECONDS, self._no_more_room_soon.set)
+        try:
+            await self._no_more_room_soon.wait()
+        finally:
+            moment.cancel()
+            self._no_more_room_soon = None
+
+    @property
+    def _some_end_soon(self) -> bool:
+        return any(executor.line.ends_soon for executor in self.executors)
 
     def take_room(self, at_most: int) -> Room:
         """The room that there is for runs, if there is any; `hand_out` is to follow."""
@@ -133,17 +153,20 @@ class Pool:
         """Whose runs may wait behind others."""
         return [name for name in self._windows.short_jobs if not self._terms[name].fresh_process_per_run]
 
-    def _room_behind(self, idle: int) -> int:
-        """For how many there is room behind others, and behind those that these idle ones are about to get."""
+    def _room_behind(self, idle: int, times: int = 1) -> int:
+        """For how many there is room behind others, and behind those that these idle ones are about to get. `times` as
+        much as there is by now."""
         each = self._windows.size - 1
         if not each or not self._lets_wait:
             return 0
         usable = len(self._idle) + sum(executor.line.lets_follow for executor in self.executors)
-        return max(0, min(self._windows.limit, (idle + usable) * each - self._waiting))
+        return max(0, times * min(self._windows.limit, (idle + usable) * each) - self._waiting)
 
-    def room_after(self, room: Room, at_most: int) -> Room:
-        """For how many more runs there will be room, once as many as fit have been handed out into this one."""
-        return Room([], max(0, min(at_most, self._room_behind(len(room.idle)) - room.behind)))
+    def room_after(self, rooms: Collection[Room], at_most: int) -> Room:
+        """For how many more runs there will be room, once as many as fit have been handed out into these. Until the
+        database has answered children will have done as much again."""
+        idle, behind = sum(len(room.idle) for room in rooms), sum(room.behind for room in rooms)
+        return Room([], max(0, min(at_most, self._room_behind(idle, times=_BY_THE_ANSWER) - behind)))
 
     def hand_out(self, room: Room, runs: Sequence[Run], passed_over: int = 0) -> None:
         """Give runs to the executors that were taken for them; what is left of either goes back.
@@ -160,6 +183,7 @@ class Pool:
         behind = assignments[len(idle) :]
         if behind or passed_over:
             self._windows.claimed(len(behind) + passed_over, self.place(behind) + passed_over)
+        self._deliver()
 
     def place(self, assignments: Sequence[Assignment]) -> int:
         """Find a place for runs that no child has begun; return for how many there is none, which are given back."""
@@ -170,10 +194,17 @@ class Pool:
         idle = min(len(assignments), len(self._idle))
         for assignment in assignments[:idle]:
             self._assign(self._idle.popleft(), assignment)
-        return self._place_behind(assignments[idle:])
+        without_place = self._place_behind(assignments[idle:])
+        self._deliver()
+        return without_place
+
+    def _deliver(self) -> None:
+        for executor in self.executors:
+            executor.line.deliver()
+        self._count_waiting()
 
     def _place_behind(self, assignments: Sequence[Assignment]) -> int:
-        """Evenly, and to each child all that it gets at once: the first order wakes it, and it finds the others."""
+        """Evenly."""
         lines = [executor.line for executor in self.executors if executor.line.lets_follow]
         lines.sort(key=lambda line: len(line.behind))
         waiting = deque(assignment for assignment in assignments if assignment.may_wait)
@@ -185,7 +216,6 @@ class Pool:
                 left = [line for line in left if line.add(waiting, share, times)]
         for assignment in (*without_place, *waiting):
             self.never_begun(assignment.run)
-        self._count_waiting()
         return len(without_place) + len(waiting)
 
     def _count_waiting(self) -> None:
@@ -247,6 +277,8 @@ class Pool:
         self.has_started = True
         self._put_idle(executor)
         self.on_room()
+        if self._no_more_room_soon is not None and not self._some_end_soon:
+            self._no_more_room_soon.set()
 
     def _put_idle(self, executor: Executor) -> None:
         if executor not in self._idle:
@@ -254,9 +286,9 @@ class Pool:
         self._some_room.set()
         self._check_quiet()
 
-    def moved_on(self) -> None:
-        """A run that waited behind another has begun."""
-        self._waiting -= 1
+    def moved_on(self, times: int) -> None:
+        """Runs that waited behind another have begun."""
+        self._waiting -= times
         if self._waiting < self._waiting_min:
             self._some_room.set()
 
@@ -264,8 +296,9 @@ class Pool:
         if executor in self._idle:
             self._idle.remove(executor)
 
-    def may_begin(self, run: Run, child: ChildProcess) -> bool:
-        return self._leases.executing(run.lease, child)
+    def not_to_begin(self, leases: Sequence[Lease], child: ChildProcess) -> list[Lease]:
+        """The child is about to begin these, but for those returned, which are not to be trusted any more."""
+        return self._leases.all_executing(leases, child)
 
     def may_begin_elsewhere(self, run: Run) -> bool:
         """Whether a run whose child died before it began is to be given back. Not for ever: perhaps it is the run."""
@@ -285,6 +318,22 @@ class Pool:
         self._emit(EventType.JOB_STARTED, run, course=course)
         if run.attempt > 1:
             self._emit(EventType.JOB_RETRIED, run, course=course)
+
+    def succeeded(self, ended: Sequence[tuple[InHand, float, Output]]) -> None:
+        """The plain case of `ended`, which is the most frequent one by far: nobody wanted them to end. With the seconds
+        that they took, and what they wrote."""
+        lost = self._leases.all_finished([held.lease for held, _, _ in ended])
+        for held, seconds, output in ended:
+            run, course = held.run, Course(seconds, held.course.trace_id, held.course.span_id)
+            if self._unbegun:
+                self._unbegun.pop(run.id, None)
+            self._windows.ended(run.job_name, seconds)
+            if lost and held.lease in lost:
+                self._emit(EventType.LEASE_LOST, run, course=course)
+                self._tell(run, None, _LEASE_IS_LOST)
+            else:
+                self._record(run, Succeeded(held.lease, output), course)
+        self._check_quiet()
 
     def ended(self, ended: Ended) -> None:
         run = ended.assignment.run
@@ -306,7 +355,7 @@ class Pool:
             self._emit(EventType.LEASE_LOST, run, course=ended.course)
         elif ending is None and isinstance(ended.how, Death):
             self.child_lost(f"child {ended.pid} died of run {run.id} ({run.job_name}): {ended.how.how}", run)
-        why_not = "its lease is lost" if ending is Ending.LEASE_LOST else "its lease is left to expire"
+        why_not = _LEASE_IS_LOST if ending is Ending.LEASE_LOST else "its lease is left to expire"
         course = ended.course
         if isinstance(outcome, Failed) and outcome.failure.crashed:
             course = replace(course, quarantined=verdict.has_crashed_enough(run, ended.assignment.terms))

@@ -10,18 +10,19 @@ import asyncio
 import contextlib
 import logging
 import os
+import select
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
 
 import anyio
 from msgspec import Struct, structs
 
-from durablestack.runs import Output
+from durablestack.runs import NO_OUTPUT, Output
 
 from . import child, guard, usage, wire
 from .capture import Capture
@@ -34,6 +35,7 @@ _RECEIVE_BYTES = 65536
 _ORDERS_BYTES = 1024 * 1024
 """As many may wait for a child; of which the system gives what it will."""
 
+_PERMITS_MAX = select.PIPE_BUF // wire.PERMIT.size
 _MESSAGES = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_DGRAM
 _STACK_BYTES_MAX = 32_768
 _KILLED_WITHIN_SECONDS = 5.0
@@ -71,11 +73,12 @@ class Death(Struct, frozen=True):
 
 
 class _Ends(Struct, frozen=True):
-    """Ours of what leads to a child; `untaken` is the child's end of `orders`."""
+    """Ours of what leads to a child; `untaken` is the child's end of `permits`."""
 
     control: socket.socket
     orders: socket.socket
-    untaken: socket.socket
+    permits: Connection
+    untaken: Connection
     stdout: Connection
     stderr: Connection
     stacks: Connection
@@ -86,7 +89,7 @@ class ChildProcess:
     from any thread, at any time."""
 
     def __init__(self, starter: Starter, *, output_bytes_max: int, name: str) -> None:
-        self.on_reply: Callable[[wire.Reply], None] = lambda reply: None
+        self.on_replies: Callable[[Sequence[wire.Reply]], None] = lambda replies: None
         self.on_gone: Callable[[], None] = lambda: None
         self.gone = False
         self.killed_by_guard = False
@@ -100,6 +103,7 @@ class ChildProcess:
         self._hears = True  # replies
         self._deaf = False  # nothing more is to be expected of the control pipe
         self._asked_for_stack = False
+        self._generation = 0  # of orders
         self._unsent = bytearray()
         self._send_lock = threading.Lock()  # over what is unsent
         self._fault: str | None = None
@@ -125,21 +129,28 @@ class ChildProcess:
         self._begin(process, ours)
 
     def _new_ends(self) -> tuple[_Ends, child.Ends]:
-        """Ours, and the child's. The end from which it takes its orders is ours too, to take them back; each side has
+        """Ours, and the child's. The end from which it takes its permits is ours too, to take them back; each side has
         descriptors of its own, for a start that is abandoned goes on for a moment."""
         pipe = partial(self._starter.context.Pipe, duplex=False)
         control, child_control = socket.socketpair()
         orders, child_orders = socket.socketpair(type=_MESSAGES)
         orders.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ORDERS_BYTES)
-        (stdout, child_stdout), (stderr, child_stderr), (stacks, child_stacks) = pipe(), pipe(), pipe()
-        ours = _Ends(control, orders, child_orders.dup(), stdout, stderr, stacks)
-        readers = [Connection(os.dup(stream.fileno()), writable=False) for stream in (stdout, stderr)]
-        return ours, child.Ends(child_control, child_orders, child_stdout, child_stderr, child_stacks, *readers)
+        (child_permits, permits), (stdout, child_stdout), (stderr, child_stderr), (stacks, child_stacks) = (
+            pipe() for _ in range(4)
+        )
+        os.set_blocking(permits.fileno(), False)
+        os.set_blocking(child_permits.fileno(), False)  # for either side
+        untaken, *readers = [
+            Connection(os.dup(end.fileno()), writable=False) for end in (child_permits, stdout, stderr)
+        ]
+        lent = (child_control, child_orders, child_permits, child_stdout, child_stderr, child_stacks)
+        return _Ends(control, orders, permits, untaken, stdout, stderr, stacks), child.Ends(*lent, *readers)
 
     def _begin(self, process: Process, ends: _Ends) -> None:
         assert process.pid is not None
         self._process, self.pid = process, process.pid
-        self._control, self._orders, self._untaken = ends.control, ends.orders, ends.untaken
+        self._control, self._orders = ends.control, ends.orders
+        self._permits, self._untaken = ends.permits, ends.untaken
         with self._signal_lock:
             self._alive = True
         with contextlib.suppress(OSError, AttributeError):  # dead and buried already, or not Linux
@@ -155,30 +166,50 @@ class ChildProcess:
 
     # --- orders
 
-    def put(self, order: wire.Execute) -> bool:
-        """Add an order to those that the child may take; False if there is no room for one more. One that is put in
-        vain, for the child is gone, is taken back."""
-        message = wire.frame(order)
-        if len(message) > wire.MESSAGE_BYTES_MAX:
-            self.send(order)
-            message = wire.frame(wire.Follows(order.number))
+    def put(self, orders: Sequence[wire.Execute]) -> int:
+        """Give the child orders, to be taken after those that it has; return how many, from the first one on: there may
+        be no room for all. Those that are put in vain, for the child is gone, are taken back."""
+        message = wire.frame(wire.Window(self._generation, list(orders)))
+        is_long = len(message) > wire.MESSAGE_BYTES_MAX
+        if is_long or len(orders) > _PERMITS_MAX:
+            if len(orders) > 1:
+                first = orders[: len(orders) // 2]
+                count = self.put(first)
+                return count if count < len(first) else count + self.put(orders[count:])
+            message = wire.frame(wire.Window(self._generation, [wire.Follows(orders[0].number)]))
         try:
             self._orders.send(message, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            return False
+            return 0
         except OSError:  # the death of the child is learnt elsewhere
             pass
-        return True
+        if is_long:
+            self.send(orders[0])
+        try:
+            os.write(self._permits.fileno(), wire.PERMIT.pack(self._generation) * len(orders))
+        except BlockingIOError:
+            self._void()
+            return 0
+        return len(orders)
 
-    def take_back(self) -> frozenset[int]:
-        """Take back the orders that the child has not taken; return their numbers."""
-        numbers: set[int] = set()
-        with contextlib.suppress(OSError):
-            while message := self._untaken.recv(2 * wire.MESSAGE_BYTES_MAX, socket.MSG_DONTWAIT):
-                order = wire.decode_order(wire.only_body(message))
-                if isinstance(order, wire.Execute | wire.Follows):
-                    numbers.add(order.number)
-        return frozenset(numbers)
+    def take_back(self) -> int:
+        """Take back the orders that the child has not taken; return how many: the latest ones."""
+        bytes_taken = 0
+        with contextlib.suppress(BlockingIOError):
+            while taken := os.read(self._untaken.fileno(), select.PIPE_BUF):
+                bytes_taken += len(taken)
+        if bytes_taken:
+            self._void()
+        return bytes_taken // wire.PERMIT.size
+
+    def _void(self) -> None:
+        """Orders without permits are not to be taken for those that come after them."""
+        self._generation = (self._generation + 1) % wire.GENERATIONS
+
+    @property
+    def has_untaken(self) -> bool:
+        """Whether there is an order that the child has not taken."""
+        return guard.readable(self._untaken.fileno())
 
     # --- speak and listen
 
@@ -242,12 +273,20 @@ class ChildProcess:
             self._hear_no_more()
             self._loop.call_later(_PIPE_CLOSED_GRACE_SECONDS, self._at_fault, "it closed its control pipe")
             return
+        self._take_in(received)
+
+    def _take_in(self, received: bytes) -> None:
+        replies: list[wire.Reply] = []
+        fault: wire.ProtocolError | None = None
         try:
             for body in self._frames.feed(received):
-                self.on_reply(wire.decode_reply(body))
+                replies.append(wire.decode_reply(body))
         except wire.ProtocolError as error:
+            fault = error
+        self.on_replies(replies)
+        if fault is not None:
             self._hear_no_more()
-            self._at_fault(f"it sent {error}")
+            self._at_fault(f"it sent {fault}")
 
     def _at_fault(self, reason: str) -> None:
         if self._alive and not self.gone:  # nor is one at fault that has died, and whose exit code is being asked for
@@ -272,6 +311,8 @@ class ChildProcess:
 
     def told_output(self, reply: wire.Succeeded | wire.Failed) -> Output:
         """What was written, by the reply that ends with it."""
+        if not (reply.stdout or reply.stderr or self._stdout.has_some or self._stderr.has_some):
+            return NO_OUTPUT
         return Output(self._stdout.take_with(reply.stdout), self._stderr.take_with(reply.stderr))
 
     def take_stack(self) -> str | None:
@@ -352,10 +393,9 @@ class ChildProcess:
 
     def _drain_control(self) -> None:
         """A reply that was sent whole counts, however the child ended after it."""
-        with contextlib.suppress(OSError, wire.ProtocolError):
-            while received := self._control.recv(_RECEIVE_BYTES):
-                for body in self._frames.feed(received):
-                    self.on_reply(wire.decode_reply(body))
+        with contextlib.suppress(OSError):
+            while not self._deaf and (received := self._control.recv(_RECEIVE_BYTES)):
+                self._take_in(received)
 
     async def end(self) -> None:
         """Kill the child if it lives, wait until it is gone, and let go of all that belonged to it."""
@@ -372,6 +412,7 @@ class ChildProcess:
         self._loop.remove_writer(self._control)
         self._control.close()
         self._orders.close()
+        self._permits.close()
         self._untaken.close()
         self._stdout.close()
         self._stderr.close()

@@ -1,14 +1,14 @@
 """What a run leaves in its child: compared before and after, so that a child that is not as it was is replaced.
 
 What cannot be seen, such as a patched function of the application, stays; `fresh_process_per_run` is for jobs that do
-such things. It is done after each run, and many runs are short: what is looked at here costs about a microsecond each.
+such things. It is done after each run, and many runs are short: what is looked at here costs about a microsecond each,
+limits and descriptors several. So between runs that follow each other at once, those have their turn each millisecond.
 """
 
 from __future__ import annotations
 
 import asyncio
 import datetime
-import errno
 import locale
 import os
 import resource
@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import perf_counter  # a job may put something else in its place
 from typing import Any
 
 from .usage import children, open_file, status
@@ -30,7 +31,11 @@ _KEPT_BY_THE_LOOP = "asyncio_"
 _signal: Any = getattr(signal, "_signal", signal)
 """Below `signal`, which turns each answer into a member of an enumeration; that takes a hundred times as long."""
 
-_ANY_KIND_OF_CHILD = 0x4000_0000  # __WALL
+_ALL_KINDS_WITHOUT_WAITING = 0x4000_0000  # __WALL
+if sys.platform == "linux":
+    _ALL_KINDS_WITHOUT_WAITING |= os.WEXITED | os.WNOHANG | os.WNOWAIT
+
+_LIMITS_AND_DESCRIPTORS_EACH_SECONDS = 0.001
 
 PROCESSES = "processes"
 
@@ -39,18 +44,31 @@ class Residue:
     """How this process was when it was made ready, and whether it still is so."""
 
     def __init__(self, runner: asyncio.Runner) -> None:
-        self._runner = runner
+        self._loop = runner.get_loop()
         self.forgive()
 
     @property
     def found(self) -> tuple[str, ...]:
         """What is not as it was, in words. No run is under way."""
+        self._looked_at = perf_counter()
         return self._found(while_running=False)
+
+    def found_between(self, now: float) -> tuple[str, ...]:
+        """The same, where another run follows at once; `now` is of `perf_counter`.
+
+        Limits and descriptors that a run has spoilt may be found as late as a millisecond after all was looked at, and
+        the runs until then meet them. What they left is found as that of the last one, so where none follows, ask for
+        what is `found`.
+        """
+        is_soon = now - self._looked_at < _LIMITS_AND_DESCRIPTORS_EACH_SECONDS
+        return () if is_soon and self._is_as_it_was_at_a_glance() else self.found
 
     def forgive(self) -> None:
         """From here on this is how it is to be."""
+        self._looked_at, self._threads = perf_counter(), threading.enumerate()
         self._umask = _umask()
-        self._ready = _look(self._runner, self._umask)
+        self._glance = _glance(self._loop)
+        self._ready = _look(self._loop, self._umask)
 
     @contextmanager
     def expected(self) -> Iterator[None]:
@@ -62,32 +80,78 @@ class Residue:
 
     def _found(self, *, while_running: bool) -> tuple[str, ...]:
         try:
-            now = _look(self._runner, _umask() if while_running else _umask_if(self._umask))
-            return () if now == self._ready else tuple(what for what, was in self._ready.items() if now[what] != was)
+            threads = threading.enumerate()
+            now = _look(self._loop, _umask() if while_running else _umask_if(self._umask))
+            if now != self._ready:
+                return tuple(what for what, was in self._ready.items() if now[what] != was)
+            self._threads = threads
+            return ()
         except BaseException as error:  # a job has put things of its own in the place of those that we look at
             return (f"what raises {type(error).__name__}"[:50],)
 
+    def _is_as_it_was_at_a_glance(self) -> bool:
+        """Whether all but limits and descriptors is as it was. If not, a closer look may say that it still is."""
+        ready = self._ready
+        try:
+            return (
+                _glance(self._loop) == self._glance
+                and _variables() == ready["environment"]
+                and sys.path == ready["sys.path"]
+                and threading.enumerate() == self._threads
+                and not ready[PROCESSES]
+                and not _has_processes()
+                and _umask_if(self._umask) == self._umask
+            )
+        except BaseException:  # a closer look tells what it is
+            return False
 
-def _look(runner: asyncio.Runner, umask: int | None) -> dict[str, object]:
-    """The state of this process that one run may spoil for the next."""
+
+_AT_A_GLANCE = (
+    "folder",
+    "signal handlers",
+    "timer",
+    "recursion limit",
+    "standard streams",
+    "event loop",
+    "locale",
+    "socket timeout",
+    "clocks",
+)
+
+
+def _glance(loop: asyncio.AbstractEventLoop) -> tuple[object, ...]:
+    """The state of this process that one run may spoil for the next, as far as it is quickly told and compared."""
+    stdout, stderr = sys.stdout, sys.stderr
+    return (
+        _folder(),
+        [*map(_signal.getsignal, _SIGNALS)],
+        signal.getitimer(signal.ITIMER_REAL)[0] > 0,
+        sys.getrecursionlimit(),
+        (id(stdout), getattr(stdout, "closed", None), id(stderr), getattr(stderr, "closed", None)),
+        loop.is_closed(),
+        locale.setlocale(locale.LC_ALL),
+        socket.getdefaulttimeout(),
+        (time.time, time.monotonic, time.perf_counter, time.sleep, datetime.datetime, datetime.date),
+    )
+
+
+def _look(loop: asyncio.AbstractEventLoop, umask: int | None) -> dict[str, object]:
+    """All of it."""
     return {
-        "folder": _folder(),
-        "signal handlers": [*map(_signal.getsignal, _SIGNALS)],
-        "timer": signal.getitimer(signal.ITIMER_REAL)[0] > 0,
-        "recursion limit": sys.getrecursionlimit(),
+        **dict(zip(_AT_A_GLANCE, _glance(loop), strict=True)),
         "resource limits": [*map(resource.getrlimit, _LIMITS)],
-        "standard streams": [(id(stream), getattr(stream, "closed", None)) for stream in (sys.stdout, sys.stderr)],
         "descriptors": (open_file(1), open_file(2)),
         "threads": _threads(),
-        "event loop": runner.get_loop().is_closed(),
         PROCESSES: {*children(os.getpid())} if _has_processes() else set(),
-        "environment": dict(getattr(os.environ, "_data", os.environ)),  # its values as they are, which is quick
+        "environment": {**_variables()},
         "umask": umask,
         "sys.path": [*sys.path],
-        "locale": locale.setlocale(locale.LC_ALL),
-        "socket timeout": socket.getdefaulttimeout(),
-        "clocks": (time.time, time.monotonic, time.perf_counter, time.sleep, datetime.datetime, datetime.date),
     }
+
+
+def _variables() -> Any:
+    """The environment, its values as they are, which is quick."""
+    return getattr(os.environ, "_data", os.environ)
 
 
 def _folder() -> str | None:
@@ -104,12 +168,14 @@ def _threads() -> int:
 
 def _has_processes() -> bool:
     """Whether there is anybody below us, alive or only to be waited for. Nobody is waited for here."""
-    if sys.platform != "linux":
-        return True
+    if sys.platform != "linux":  # where nobody tells whom there is either
+        return False
     try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | _ANY_KIND_OF_CHILD)
-    except OSError as error:
-        return error.errno != errno.ECHILD
+        os.waitid(os.P_ALL, 0, _ALL_KINDS_WITHOUT_WAITING)
+    except ChildProcessError:
+        return False
+    except OSError:
+        return True
     return True
 
 

@@ -180,6 +180,7 @@ class Supervisor:
             worker=self.worker,
             job_names=self.stack.jobs.names,
             batch_size=options.batch_size,
+            claims_max=self._store.exchanges_max,
             lease_duration=self._lease_duration,
             poll_interval_seconds=options.poll_interval_seconds,
             poll_jitter_ratio=options.poll_jitter_ratio if options.poll_jitter_enabled else 0.0,

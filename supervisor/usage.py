@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from time import perf_counter  # a job may put something else in its place
 
 from msgspec import Struct
 from msgspec.structs import astuple
@@ -24,7 +25,11 @@ _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 _FILE_BYTES_MAX = 65_536
 _RESET_PEAK = b"5"
+_RESET_PEAK_AFTER_SECONDS = 1.0
+_RSS_ERROR_BYTES_MAX = 1_048_576
 _END_ROUNDS_MAX = 20
+
+_getrusage, _SELF, _CHILDREN = resource.getrusage, resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
 
 
 # --- from inside: a child measures itself
@@ -34,12 +39,11 @@ class Meter:
     """What this process uses from here on. To begin is cheap, and done for each run; to read it is not."""
 
     def __init__(self) -> None:
-        _peak.reset()
-        self.before = _cpu_seconds()
+        self.before = _cpu_seconds(_peak.begin())
 
     def read(self) -> Usage:
         user_before, system_before = self.before
-        user, system = _cpu_seconds()
+        user, system = _cpu_seconds(_getrusage(_SELF))
         return Usage(_peak_bytes(), max(0.0, user - user_before), max(0.0, system - system_before))
 
 
@@ -48,13 +52,30 @@ class _Peak:
 
     To open the file for each run would take longer than all else in a meter, so it stays open. A job may close our
     descriptor all the same, and open something of its own, which is not to be written to.
+
+    To write to it takes as long as all the rest, so that is done if the peak has risen since, and each second: what
+    was held then may have been given back.
     """
 
     def __init__(self) -> None:
         self._fd = -1
         self._file: tuple[int, int] | None = None
+        self._is_told = True
+        self._since_reset = -1
+        self._reset_again_at = 0.0
 
-    def reset(self) -> None:
+    def begin(self) -> resource.struct_rusage:
+        """What this process has used so far; the peak counts from here on."""
+        used = _getrusage(_SELF)
+        if used.ru_maxrss == self._since_reset and perf_counter() < self._reset_again_at:
+            return used
+        self._reset()
+        used = _getrusage(_SELF)
+        self._since_reset = used.ru_maxrss if self._is_told else -1
+        self._reset_again_at = perf_counter() + _RESET_PEAK_AFTER_SECONDS
+        return used
+
+    def _reset(self) -> None:
         try:
             if self._file is None or open_file(self._fd) != self._file:
                 self._open()
@@ -67,6 +88,8 @@ class _Peak:
         try:
             self._fd = out_of_the_way(fd)
             self._file = open_file(fd)
+            os.write(fd, _RESET_PEAK)
+            self._is_told = _usage_tells_peak()
         finally:
             os.close(fd)
 
@@ -74,10 +97,16 @@ class _Peak:
 _peak = _Peak()
 
 
+def _usage_tells_peak() -> bool:
+    """Whether a peak that rises is seen in `ru_maxrss`: not below that of the program which executed this one."""
+    told_bytes = _getrusage(_SELF).ru_maxrss * _RSS_UNIT_BYTES
+    return abs(told_bytes - (status_bytes(status(), b"VmHWM") or 0)) <= _RSS_ERROR_BYTES_MAX
+
+
 def _peak_bytes() -> int:
     peak_bytes = status_bytes(status(), b"VmHWM")
     if peak_bytes is None:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT_BYTES
+        return _getrusage(_SELF).ru_maxrss * _RSS_UNIT_BYTES
     return peak_bytes
 
 
@@ -90,9 +119,9 @@ def open_file(fd: int) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _cpu_seconds() -> tuple[float, float]:
+def _cpu_seconds(own: resource.struct_rusage) -> tuple[float, float]:
     """User's and system's, of this process and of the children that it waited for."""
-    own, others = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    others = _getrusage(_CHILDREN)
     return own.ru_utime + others.ru_utime, own.ru_stime + others.ru_stime
 
 

@@ -14,7 +14,19 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from durablestack.options import CrashedRunPolicy, Secret, redact, without_known
-from durablestack.runs import Cancelled, EndedBy, Failed, Failure, Outcome, Output, Released, Run, Succeeded, Usage
+from durablestack.runs import (
+    NO_OUTPUT,
+    Cancelled,
+    EndedBy,
+    Failed,
+    Failure,
+    Outcome,
+    Output,
+    Released,
+    Run,
+    Succeeded,
+    Usage,
+)
 from durablestack.text import ERROR_DETAIL_LENGTH_MAX, clean
 
 from . import wire
@@ -47,7 +59,7 @@ class Evidence(Struct, frozen=True, kw_only=True):
     """What is left of an attempt besides how it ended. `stack` is the last Python stack that its process told;
     `reached` is what it used when we ended it for a limit: bytes, or seconds of CPU time."""
 
-    output: Output = Output()
+    output: Output = NO_OUTPUT
     stack: str | None = None
     usage: Usage = Usage()
     reached: float | None = None

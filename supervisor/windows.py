@@ -18,6 +18,9 @@ AHEAD_SECONDS = 0.010
 SHORT_RUNS_FIRST = 32
 """Before there have been so many, nothing is claimed to wait: a few short ones among others would not find a place."""
 
+SHORT_RUNS_ALONE = 8
+"""The same where there have been no others."""
+
 _WEIGHT = 0.1  # of the latest run in what is expected of the next one
 _SHORT_PER_TRY = 32  # after so many short runs another one may be claimed to wait, where none found a place
 _SECONDS_MIN = 0.0001  # what a run costs at least, whatever its job does
@@ -34,6 +37,7 @@ class Windows:
         self._limit_max = children * (runs_max - 1)
         self.limit = self._limit_max
         self._short = 0
+        self._others = 0
         self._seconds: dict[str, float] = {}
         self._seconds_of_all: float | None = None
 
@@ -47,6 +51,8 @@ class Windows:
             self._short += 1
             if self._short % _SHORT_PER_TRY == 0 and self.limit < self._limit_max:
                 self.limit += 1
+        else:
+            self._others += 1
 
     def expected_seconds(self, run: Run) -> float:
         """Infinite if nothing is known of its job."""
@@ -61,7 +67,7 @@ class Windows:
     @property
     def size(self) -> int:
         """How many runs a child does in a moment, if they are like the latest ones."""
-        if self._seconds_of_all is None or self._short < SHORT_RUNS_FIRST:
+        if self._seconds_of_all is None or self._short < (SHORT_RUNS_FIRST if self._others else SHORT_RUNS_ALONE):
             return 1
         return min(self._runs_max, max(1, int(AHEAD_SECONDS / max(self._seconds_of_all, _SECONDS_MIN))))
 

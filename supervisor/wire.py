@@ -4,20 +4,25 @@
         | <------------------- BootFailed(error, ...) -  |   the application cannot be loaded; or else
         | <-------------------------- Ready(jobs) -----  |
         | -- Trust(until) --------------------------->   |   where there is no guard: end yourself by then
-        | == Execute(number, run_id, job_name, ...) ==>  |   there may be several, to be taken one after the other
-        | <-------------------- Began(number, ...) ----  |   from here on the attempt counts
+        | == Window([Execute(number, ...), ...]) =====>  |   to be taken one after the other
+        | == a permit for each of them ===============>  |   from where it is taken on the attempt counts
+        | <-------------------- Began(number, ...) ----  |   said of a run that is not expected to be short
         | -- Cancel(number) ------------------------->   |   please leave; force follows
-        | <------------------- Succeeded(number, ...) -  |   one of the two; if the next order is there already,
-        | <---------------------- Failed(number, ...) -  |   that it has begun is said along with it
+        | <------------------- Succeeded(number, ...) -  |   one of the two
+        | <---------------------- Failed(number, ...) -  |
+        | <-------------------------- Spoilt(left) ----  |   it should have no other run
         | -- Stop() --------------------------------->   |   once nothing is left to take
 
 A message is a frame: length and CRC-32 of the body, then the body, a tagged msgspec struct. Orders are numbered
 per child, so that a reply can be told from one to an earlier order. Frames are capped at both ends: a length that
 is out of bounds, a wrong checksum or a body of no known shape is a ProtocolError, and the child is not to be trusted.
 
-There are two ways to a child. What is to be executed goes through a socket that keeps messages apart (===), from which
-the child takes the next one when it is ready for it, and the supervisor takes back what is to be done elsewhere: each
-is taken once, by whoever comes first. All else goes through the control pipe (---), to which the child always listens.
+There are two ways to a child. What is to be executed goes through a socket that keeps messages apart (===), and for
+each order there its permit, a few bytes, through a pipe that both sides read: before it begins an order, the child
+takes a permit, and the supervisor takes permits back for what is to be done elsewhere. Each is taken once, by whoever
+comes first, so that those taken back are of the latest orders. A permit names the generation of its order, which is
+another one once permits were taken back: orders of an older one are void. All else goes through the control pipe (---),
+to which the child always listens.
 """
 
 from __future__ import annotations
@@ -38,6 +43,10 @@ ORDER_BYTES_MAX = 256 * 1024 * 1024
 
 MESSAGE_BYTES_MAX = 32 * 1024
 """Of an order in a message of its own; a longer one takes the control pipe."""
+
+GENERATIONS = 2**32
+PERMIT = struct.Struct("<I")
+"""The generation. Written and read whole: a pipe keeps together what is written at once, up to PIPE_BUF."""
 
 OUTPUT_BYTES_MAX = 64 * 1024
 """Of a stream, in a reply."""
@@ -61,7 +70,7 @@ class ProtocolError(Exception):
     """What arrived is not a frame of ours."""
 
 
-class Execute(Struct, frozen=True, tag="execute", omit_defaults=True):
+class Execute(Struct, frozen=True, tag="execute", omit_defaults=True, gc=False):
     number: int
     run_id: UUID
     job_name: str
@@ -72,15 +81,22 @@ class Execute(Struct, frozen=True, tag="execute", omit_defaults=True):
     trace_context: str | None = None
     address_space_limit: int | None = None
     """In bytes, while the run lasts."""
-    tells_output: bool = False
-    """The reply is to hold what the run has written: other orders may follow at once, and nobody else could tell whose
-    it is."""
+    short: bool = False
+    """Others may follow at once: the reply is to hold what the run has written, for nobody else could tell whose it is,
+    and there is no need to say that it has begun."""
 
 
 class Follows(Struct, frozen=True, tag="follows"):
     """In the place of an order that is too long for a message; it takes the control pipe."""
 
     number: int
+
+
+class Window(Struct, frozen=True, tag="window"):
+    """Orders, in the order in which they are to be taken, each with a permit of this generation."""
+
+    generation: Annotated[int, Meta(ge=0, lt=GENERATIONS)]
+    orders: list[Execute | Follows]
 
 
 class Cancel(Struct, frozen=True, tag="cancel"):
@@ -123,7 +139,7 @@ class Began(Struct, frozen=True, tag="began"):
     boottime: Seconds = 0.0
 
 
-class Used(Struct, frozen=True):
+class Used(Struct, frozen=True, gc=False):
     """What the child measured of an attempt."""
 
     peak_memory_bytes: Annotated[int, Meta(ge=0, le=BYTES_MAX)] | None = None
@@ -134,9 +150,9 @@ class Used(Struct, frozen=True):
 UNKNOWN = Used()
 
 
-class Succeeded(Struct, frozen=True, tag="succeeded", omit_defaults=True):
+class Succeeded(Struct, frozen=True, tag="succeeded", omit_defaults=True, gc=False):
     """`noticed_cancel`: the job knew that it should end. `retires`: the child is to get no further order
-    but to stop; `left` says what of it is not as it was, in words. `next` has begun."""
+    but to stop; `left` says what of it is not as it was, in words."""
 
     number: int
     noticed_cancel: bool = False
@@ -147,7 +163,8 @@ class Succeeded(Struct, frozen=True, tag="succeeded", omit_defaults=True):
     """From the beginning of the job to its end, as the child saw it."""
     stdout: Written = b""
     stderr: Written = b""
-    next: Began | None = None
+    boottime: Seconds = 0.0
+    """Of its beginning, where something is left that was started since."""
 
 
 class Failed(Struct, frozen=True, tag="failed", omit_defaults=True):
@@ -163,11 +180,17 @@ class Failed(Struct, frozen=True, tag="failed", omit_defaults=True):
     seconds: Seconds = 0.0
     stdout: Written = b""
     stderr: Written = b""
-    next: Began | None = None
+    boottime: Seconds = 0.0
 
 
-Order = Execute | Follows | Cancel | Stop | Trust
-Reply = BootFailed | Ready | Began | Succeeded | Failed
+class Spoilt(Struct, frozen=True, tag="spoilt"):
+    """Of a child that has no run: it is not as it was, and one of the latest runs has left it so."""
+
+    left: Left
+
+
+Order = Execute | Window | Cancel | Stop | Trust
+Reply = BootFailed | Ready | Began | Succeeded | Failed | Spoilt
 
 _encode = msgspec.msgpack.Encoder().encode
 _order_decoder: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)

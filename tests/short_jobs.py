@@ -6,6 +6,7 @@ Each is told where to write down that it began: a supervisor inside a test share
 import asyncio
 import ctypes
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from uuid import UUID
 from msgspec import Struct
 
 from durablestack import DurableStack, JobContext, NoRetry, durable_job
+from durablestack.supervisor import residue
 
 stack = DurableStack(__name__)
 
@@ -217,6 +219,25 @@ def what_is_left() -> str:
     except ChildProcessError:
         pass
     return ", ".join(found)
+
+
+OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+@durable_job(name="short-and-limits", max_attempts=3)
+def short_and_limits(work: Work, context: JobContext) -> None:
+    """What is not looked at after each run, where others follow at once."""
+    note(work, context, "start")
+    if resource.getrlimit(resource.RLIMIT_NOFILE) != OPEN_FILES:
+        raise NoRetry("found another limit")
+    match work.what:
+        case "limit":
+            soft, hard = OPEN_FILES
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
+            time.sleep(work.seconds)
+        case "looks-seldom":  # only when no run follows
+            assert residue._LIMITS_AND_DESCRIPTORS_EACH_SECONDS
+            residue._LIMITS_AND_DESCRIPTORS_EACH_SECONDS = 3_600.0
 
 
 @durable_job(name="short-and-sends-off-a-daemon", max_attempts=3)

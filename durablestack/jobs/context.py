@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cached_property
+from time import time  # a job may put something else in its place
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from durablestack.errors import RunCancelled
 
-from .scope import ServiceScope
+from .scope import NO_SERVICES
 
 if TYPE_CHECKING:
     from .container import ServiceContainer
@@ -23,12 +25,13 @@ class CancelFlag:
     done its work, one that returns after noticing has given up.
     """
 
+    _is_set = False
+    _awaited: threading.Event | None = None  # most jobs never wait for it
+    _interrupt: Callable[[], None] | None = None
+    noticed = False
+
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # over the three below
-        self._is_set = False
-        self._awaited: threading.Event | None = None  # most jobs never wait for it
-        self._interrupt: Callable[[], None] | None = None
-        self.noticed = False
+        self._lock = threading.Lock()  # over the first three
 
     def set(self) -> None:
         with self._lock:
@@ -93,9 +96,13 @@ class JobContext:
         self.attempt = attempt
         self.max_attempts = max_attempts
         self.scheduled_for = scheduled_for
-        self.started_at = datetime.now(UTC)
-        self.services = ServiceScope() if container is None else container.scope(self)
+        self.services = NO_SERVICES if container is None else container.scope(self)
+        self._started_at_seconds = time()
         self._cancel_flag = cancel_flag or CancelFlag()
+
+    @cached_property
+    def started_at(self) -> datetime:
+        return datetime.fromtimestamp(self._started_at_seconds, UTC)
 
     @property
     def cancelled(self) -> bool:

@@ -53,8 +53,9 @@ class JobRegistration(Struct, frozen=True, kw_only=True):
     def invoke(self, job: Any, args: Any, context: JobContext) -> Any:
         """Call the job, an instance where it is a class. What an `async def` returns is still to be awaited."""
         execute = job.execute if isinstance(self.job, type) else job
-        arguments = ([args] if self.takes_args else []) + ([context] if self.takes_context else [])
-        return execute(*arguments)
+        if self.takes_args:
+            return execute(args, context) if self.takes_context else execute(args)
+        return execute(context) if self.takes_context else execute()
 
 
 class JobRegistry:

@@ -35,7 +35,7 @@ class ServiceScope:
         self._opened: Any = None
         self._closed = False
         self._asking: asyncio.Task[Any] | None = None
-        self._turn = asyncio.Lock()
+        self._turn: asyncio.Lock | None = None  # few ask for what has to be awaited
         # one context for all that is done on the loop for a job that is not on it: what sets a variable can reset it
         self._loop_context: contextvars.Context | None = None
 
@@ -85,6 +85,8 @@ class ServiceScope:
         assert self._container is not None
         if self._asking is asyncio.current_task():
             return await self._container.amake(self._place(), kind)
+        if self._turn is None:
+            self._turn = asyncio.Lock()
         async with self._turn:
             self._asking = asyncio.current_task()
             try:
@@ -115,15 +117,11 @@ class ServiceScope:
 
     # --- asked by whoever executes the attempt
 
-    def construct(self, job: Callable[..., Any]) -> Any:
-        """The job, ready to be called: an instance of its class, given what its constructor asks for."""
-        if not isinstance(job, type):
-            return job
+    def construct(self, job: type) -> Any:
+        """An instance of a job's class, given what its constructor asks for."""
         return self.get(job) if self._gives(job) else job()
 
-    async def aconstruct(self, job: Callable[..., Any]) -> Any:
-        if not isinstance(job, type):
-            return job
+    async def aconstruct(self, job: type) -> Any:
         return await self.aget(job) if self._gives(job) else job()
 
     def _gives(self, job: type) -> bool:
@@ -158,6 +156,10 @@ class ServiceScope:
         if self._loop_context is None:
             self._loop_context = contextvars.copy_context()
         return self._container.runner.run(work, context=self._loop_context)
+
+
+NO_SERVICES = ServiceScope()
+"""For all attempts of an application that has none: nothing is kept in it."""
 
 
 async def _close(opened: Any, error: BaseException | None) -> None:

@@ -229,6 +229,9 @@ class Store(Protocol):
     durable: bool
     """Whether runs outlive the process."""
 
+    exchanges_max: int
+    """So many exchanges under way at once make each other no slower."""
+
     def migrate(self) -> list[int]:
         """Create or update the tables, under a lock; return the versions that were applied."""
 

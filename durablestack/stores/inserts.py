@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from durablestack.runs import NewRun
@@ -14,9 +15,19 @@ from .session import Session
 COPIED_MIN = 5_000
 """From so many it pays to copy, though it takes some journeys more."""
 
+_ALONE_CHARACTERS_MAX = 5_000
+"""What is longer may be cut with only a part of it sent, where it should be known that nothing was stored."""
 _INSERTED_MAX = 2_000
 _COPIED_TOGETHER_MAX = 500
 _CHARACTERS_MAX = 1_000_000
+
+# PostgreSQL's binary form of rows: numbers with the highest byte first, instants in microseconds since 2000
+_FOUR_BYTES = struct.Struct(">i").pack
+_EIGHT_BYTES = struct.Struct(">q").pack
+_ZERO = datetime(2000, 1, 1, tzinfo=UTC)
+_COPY_BEGIN = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+_ROW_BEGIN = struct.pack(">hi", 10, 16)  # ten columns, the first of 16 bytes
+_COPY_END = struct.pack(">h", -1)
 
 
 def insert(tx: Session, runs: Sequence[NewRun]) -> None:
@@ -32,7 +43,13 @@ def insert(tx: Session, runs: Sequence[NewRun]) -> None:
 
 def copy(tx: Session, runs: Sequence[NewRun]) -> None:
     """The same for runs that `may_be_copied`; AlreadyThere, and nothing is done, if one of them is."""
-    tx.copy("RUNS_COPY", copy_portions(runs, tx.now()))
+    now = tx.now()
+    tx.copy("RUNS_COPY", lambda encoding: copy_portions(runs, now, encoding))
+
+
+def goes_alone(runs: Sequence[NewRun]) -> bool:
+    """Whether it is a single one, and so short that it is sent at once."""
+    return len(runs) == 1 and len(runs[0].payload or "") < _ALONE_CHARACTERS_MAX
 
 
 def are_alike(runs: Sequence[NewRun]) -> bool:
@@ -61,20 +78,27 @@ def may_be_copied(runs: Sequence[NewRun]) -> bool:
     return all(run.scheduled_for is None and run.slot is None and run.requeued_from is None for run in runs)
 
 
-def copy_portions(runs: Sequence[NewRun], now: datetime) -> Iterator[str]:
-    """The rows of `RUNS_COPY`, for such runs, due now."""
-    first, at = runs[0], now.isoformat()
+def copy_portions(runs: Sequence[NewRun], now: datetime, encoding: str) -> Iterator[bytes]:
+    """The rows of `RUNS_COPY`, for such runs, due now: each field begins with the length of what follows."""
+    first, at = runs[0], _EIGHT_BYTES((now - _ZERO) // timedelta(microseconds=1))
     recurring_job_name = first.job_name if first.recurring else None
-    same = (first.job_name, "pending", at, "0", str(first.max_attempts), at, recurring_job_name, first.trace_context)
-    ending = "".join(f"\t{_copied(value)}" for value in same) + "\n"
+    attempts = b"\0\0\0\0", _FOUR_BYTES(first.max_attempts)
+    texts = (first.job_name, "pending", recurring_job_name, first.trace_context)
+    job_name, pending, *others = (None if text is None else text.encode(encoding) for text in texts)
+    same = b"".join(map(_field, (job_name, pending, at, *attempts, at, *others)))
+    yield _COPY_BEGIN
     for portion in _portions(_sorted(runs), _COPIED_TOGETHER_MAX):
-        yield "".join([f"{run.id.hex}\t{_copied(run.payload)}{ending}" for run in portion])
+        rows: list[bytes] = []
+        for run in portion:
+            payload = b"" if run.payload is None else run.payload.encode(encoding)
+            length = -1 if run.payload is None else len(payload)
+            rows += (_ROW_BEGIN, run.id.bytes, _FOUR_BYTES(length), payload, same)
+        yield b"".join(rows)
+    yield _COPY_END
 
 
-def _copied(value: str | None) -> str:
-    if value is None:
-        return "\\N"
-    return value.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+def _field(value: bytes | None) -> bytes:
+    return _FOUR_BYTES(-1) if value is None else _FOUR_BYTES(len(value)) + value
 
 
 def _sorted(runs: Sequence[NewRun]) -> list[NewRun]:

@@ -23,7 +23,7 @@ MARK_SECONDS_MAX = 5.0
 """For how long at most claims do not look from the beginning."""
 
 _WALKS = 20
-_LONG_WALK_SECONDS = 0.002
+_LONG_WALK_SECONDS = 0.0005
 _SECONDS_PER_RUN = 0.00001  # to find, lock and read it
 
 
@@ -52,17 +52,19 @@ class LowWater:
         """What `RUNS_DUE_SELECT` has found, in any order, or the same from the mark."""
         if from_beginning:
             if rows:
-                self._measure(rows, max(float(row[-1]) for row in rows))
+                self._measure(rows)
             self._until = self._monotonic() + self._lasts_seconds  # where nothing was found: as long as the last time
         elif rows:
             self._mark = _first(rows)
 
-    def _measure(self, rows: Sequence[Sequence[Any]], seconds: float) -> None:
-        long_walk = seconds > _LONG_WALK_SECONDS + _SECONDS_PER_RUN * len(rows)
+    def _measure(self, rows: Sequence[Sequence[Any]]) -> None:
+        seconds = [float(row[-1]) for row in rows]
+        walk_seconds = max(min(seconds), max(seconds) - _SECONDS_PER_RUN * len(rows))  # to the first, or between them
+        long_walk = walk_seconds > _LONG_WALK_SECONDS
         # once may be the doing of a busy machine
         self._mark = _first(rows) if long_walk and self._walked_long else None
         self._walked_long = long_walk
-        self._lasts_seconds = min(_WALKS * seconds, MARK_SECONDS_MAX)
+        self._lasts_seconds = min(_WALKS * walk_seconds, MARK_SECONDS_MAX)
 
 
 def _first(rows: Sequence[Sequence[Any]]) -> Mark:

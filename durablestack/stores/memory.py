@@ -68,6 +68,7 @@ class InMemoryStore:
     """
 
     durable = False
+    exchanges_max = 1
 
     def __init__(self, clock: Callable[[], datetime] = _utc_now) -> None:
         self._clock = clock

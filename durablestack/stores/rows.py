@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -157,6 +157,8 @@ class Rows:
             return None
 
     def instant(self, value: Any) -> datetime:
+        if type(value) is datetime and value.tzinfo is UTC:
+            return value
         instant = self._dialect.to_datetime(value)
         if instant is None:
             raise UnreadableRow("a row without the instant that it must have: the table was altered by hand")

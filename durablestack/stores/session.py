@@ -38,7 +38,10 @@ class Session:
     def run(self, statement: str, /, **parameters: Any) -> None:
         self._tx.run(self._statements[statement], self.dialect.bind(parameters))
 
-    def copy(self, statement: str, portions: Iterable[str], /) -> None:
+    def count(self, statement: str, /, **parameters: Any) -> int:
+        return self._tx.count(self._statements[statement], self.dialect.bind(parameters))
+
+    def copy(self, statement: str, portions: Callable[[str], Iterable[bytes]], /) -> None:
         self._tx.copy(self._statements[statement], portions)
 
     def run_many(self, statement: str, parameters: Iterable[Mapping[str, Any]], /) -> None:

@@ -55,6 +55,7 @@ class SqlStore:
         self, connections: Connections, dialect: Dialect, prefix: str = "", *, wake_on_enqueue: bool = True
     ) -> None:
         self.dialect = dialect
+        self.exchanges_max = dialect.writers_max
         self.prefix = prefix
         self._connections = connections
         self._rows = Rows(dialect)
@@ -100,7 +101,10 @@ class SqlStore:
             return
         began_at = time.monotonic()
         try:
-            hinted = self._copy(runs) if self._copies(runs) else self._enqueue(runs)
+            if inserts.goes_alone(runs):
+                hinted = self._enqueue_alone(runs)
+            else:
+                hinted = self._copy(runs) if self._copies(runs) else self._enqueue(runs)
         except AlreadyThere:  # was one of them: it is left as it is
             hinted = self._enqueue(runs)
         if hinted:
@@ -115,9 +119,18 @@ class SqlStore:
             return self._hint(tx, runs, self._hints)
 
     def _enqueue(self, runs: Sequence[NewRun]) -> bool:
-        connections = self._connections
-        with connections.single() if len(runs) == 1 else connections.transaction() as transaction:
-            return self._insert(self._session(transaction), runs, self._hints)
+        with self._transaction() as tx:
+            return self._insert(tx, runs, self._hints)
+
+    def _enqueue_alone(self, runs: Sequence[NewRun]) -> bool:
+        (parameters,) = new_run_parameters(runs)
+        text = self._hints.take(runs)
+        if text is None:
+            self._connections.run_alone(self._sql["RUN_INSERT"], self.dialect.bind(parameters))
+        else:
+            hinted = {**parameters, "channel": self._channel, "text": text}
+            self._connections.run_alone(self._sql["RUN_INSERT_HINTED"], self.dialect.bind(hinted))
+        return text is not None
 
     async def enqueue_async(self, runs: Sequence[NewRun], connection: Any) -> None:
         driver_connection = await async_driver_connection(connection, self._connections.driver)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import zip_longest
 from typing import Any
@@ -90,6 +90,9 @@ class Tokens:
             self._changed = anyio.Event()
             await self._changed.wait()
 
+    async def wait_for_more_room(self) -> None:
+        return
+
     def take_room(self, at_most: int) -> Room:
         taken, self.idle = self.idle[:at_most], self.idle[at_most:]
         return Room(taken, min(at_most - len(taken), self.behind))  # type: ignore[arg-type]
@@ -98,8 +101,8 @@ class Tokens:
         self.idle += executors
         self._changed.set()
 
-    def room_after(self, room: Room, at_most: int) -> Room:
-        return Room([], max(0, min(at_most, self.behind - room.behind)))
+    def room_after(self, rooms: Collection[Room], at_most: int) -> Room:
+        return Room([], max(0, min(at_most, self.behind - sum(room.behind for room in rooms))))
 
     def hand_out(self, room: Room, runs: Sequence[Run], passed_over: int) -> None:
         idle: list[Any] = room.idle

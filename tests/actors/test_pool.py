@@ -1,77 +1,26 @@
 """The pool: what becomes of a token when the child behind it is replaced at the wrong moment; who waits for whom."""
 
-from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any
-from uuid import UUID
 
 import anyio
 import pytest
 from msgspec.structs import replace
 from parts import leased_run
+from pool_parts import SHORT_SECONDS, WINDOW_MAX, WINDOWS, Parts, ShortParts, ids
 
-from durablestack.jobs import JobRegistry
-from durablestack.options import CrashedRunPolicy, StartMethod
-from durablestack.runs import Cancelled, Failed, Outcome, Output, Released, Run, Succeeded
+from durablestack.runs import Cancelled, Failed, Released, Succeeded
 from durablestack.supervisor import wire
 from durablestack.supervisor.bus import NOT_BEGUN
 from durablestack.supervisor.ended import Ended
-from durablestack.supervisor.executor import Executor
 from durablestack.supervisor.in_hand import Assignment
-from durablestack.supervisor.leases import LeaseTable, boottime
-from durablestack.supervisor.pool import _GENEROUS_TIMES, Pool, Room
+from durablestack.supervisor.leases import boottime
+from durablestack.supervisor.pool import _GENEROUS_TIMES, Room
 from durablestack.supervisor.process import Death
-from durablestack.supervisor.restarts import Restarts
-from durablestack.supervisor.slots import Limits
-from durablestack.supervisor.starter import Starter
 from durablestack.supervisor.terms import Terms
 from durablestack.supervisor.verdict import Ending, Evidence
 from durablestack.supervisor.windows import AHEAD_SECONDS
 
 pytestmark = pytest.mark.anyio
-
-LIMITS = Limits(startup_timeout_seconds=10, cancel_grace_seconds=1, terminate_grace_seconds=1, output_bytes_max=1024)
-
-
-NO_TERMS = Terms()
-
-
-def job() -> None:
-    return
-
-
-def long_job() -> None:
-    return
-
-
-class Parts:
-    """A pool, of one slot unless the test says so, whose children have not been started."""
-
-    def __init__(self, size: int = 1, limits: Limits = LIMITS, terms: Terms = NO_TERMS) -> None:
-        self.recorded: list[Outcome] = []
-        self.leases = LeaseTable()
-        registry = JobRegistry()
-        registry.add(job, name="job")
-        registry.add(long_job, name="long job")
-        self.pool = Pool(
-            size,
-            Starter(StartMethod.SPAWN, ()),
-            limits,
-            registry,
-            self.leases,
-            Restarts(10, 60.0),
-            terms_of=lambda job: terms,
-            crashed_run_policy=CrashedRunPolicy.RECORD,
-            retry_after=lambda run, asked: None,
-            record=lambda run, outcome, seconds: self.recorded.append(outcome),
-            emit=lambda *_, **__: None,
-        )
-        self.executor = self.pool.executors[0]
-
-    def claimed(self, **fields: Any) -> Run:
-        run = leased_run(**fields)
-        self.leases.hold([run.lease], boottime(), timedelta(seconds=30))
-        return run
 
 
 async def test_an_executor_that_got_a_run_is_no_token_even_if_its_child_was_replaced_meanwhile() -> None:
@@ -128,117 +77,6 @@ async def test_a_death_that_the_end_of_trust_brought_is_no_crash(cause: str) -> 
 
 
 # --- several runs for one child
-
-
-SHORT_SECONDS = 0.0006
-WINDOW_MAX = 32
-WINDOWS = replace(LIMITS, window_max=WINDOW_MAX)
-
-
-class ShortChild:
-    """As much of a child as an executor knows: what it is given waits, until the test has it taken."""
-
-    pid = 1
-    gone = False
-
-    def __init__(self, room_for: int = 1_000) -> None:
-        self.waiting: list[wire.Execute] = []
-        self.sent: list[wire.Order] = []
-        self.killed = False
-        self.listens = True
-        self.trusted: list[float | None] = []
-        self._room_for = room_for
-
-    def put(self, order: wire.Execute) -> bool:
-        if len(self.waiting) >= self._room_for:
-            return False
-        self.waiting.append(order)
-        return True
-
-    def take_back(self) -> frozenset[int]:
-        numbers = frozenset(order.number for order in self.waiting)
-        self.waiting.clear()
-        return numbers
-
-    def kill(self) -> None:
-        self.killed = True
-
-    def send(self, order: wire.Order) -> None:
-        self.sent.append(order)
-
-    def trust_until(self, boottime: float | None) -> None:
-        self.trusted.append(boottime)
-
-    def listens_to_output(self, listens: bool) -> None:
-        self.listens = listens
-
-    def listens_to_replies(self, listens: bool) -> None:
-        return
-
-    def look_for_replies(self) -> None:
-        return
-
-    def take_output(self) -> Output:
-        return Output()
-
-    def told_output(self, reply: wire.Succeeded | wire.Failed) -> Output:
-        return Output(reply.stdout.decode() or None)
-
-    def take_stack(self) -> str | None:
-        return None
-
-    def forget_stack(self) -> None:
-        return
-
-    def ask_for_stack(self) -> None:
-        return
-
-
-class ShortParts(Parts):
-    """A pool whose children are ready, and have done many short runs of all jobs but one."""
-
-    def __init__(self, size: int, *, limits: Limits = WINDOWS, terms: Terms = NO_TERMS, room_for: int = 1_000) -> None:
-        super().__init__(size, limits, terms)
-        self.children = [ShortChild(room_for) for _ in range(size)]
-        for executor, child in zip(self.pool.executors, self.children, strict=True):
-            self.gets(executor, child)
-        for _ in range(100):
-            self.pool._windows.ended("job", SHORT_SECONDS)
-
-    def gets(self, executor: Executor, child: ShortChild) -> None:
-        executor.pid = child.pid
-        executor.line.open(child)  # type: ignore[arg-type]
-
-    def claims(self, count: int, **fields: Any) -> list[Run]:
-        return [self.claimed(**fields) for _ in range(count)]
-
-    def has(self, executor: Executor) -> list[Run]:
-        """The run in hand, and those behind it."""
-        held = [] if executor.line.in_hand is None else [executor.line.in_hand]
-        return [each.run for each in [*held, *executor.line.behind]]
-
-    @property
-    def released(self) -> set[UUID]:
-        return {outcome.lease.run_id for outcome in self.recorded if isinstance(outcome, Released)}
-
-    def begins(self, executor: Executor) -> wire.Execute:
-        """Its child takes the next order, and says so."""
-        order = self.children[executor.number].waiting.pop(0)
-        executor._on_reply(wire.Began(order.number))
-        return order
-
-    def succeeds(self, executor: Executor, order: wire.Execute, **fields: Any) -> None:
-        executor._on_reply(wire.Succeeded(order.number, seconds=SHORT_SECONDS, **fields))
-
-    def dies(self, executor: Executor) -> None:
-        child = self.children[executor.number]
-        child.gone = True
-        executor._bury(child, Death(-11))  # type: ignore[arg-type]
-        executor.line.child = executor.pid = None
-
-
-def ids(runs: Iterable[Run]) -> list[UUID]:
-    return [run.id for run in runs]
 
 
 async def test_short_runs_wait_evenly_behind_those_that_begin() -> None:
@@ -336,7 +174,7 @@ async def test_what_does_not_go_into_the_socket_of_a_child_goes_elsewhere() -> N
     assert len(parts.leases.held()) == 10
     for executor, child in zip(parts.pool.executors, parts.children, strict=True):
         for _ in range(3):
-            parts.succeeds(executor, parts.begins(executor))
+            parts.succeeds(executor, parts.takes(executor))
         assert child.trusted[-1] is None, "it has nothing to do any more"
 
 
@@ -348,7 +186,7 @@ async def test_a_child_goes_on_with_the_next_and_it_is_time_for_more_when_half_h
         assert parts.executor.assignment is not None
         assert parts.executor.assignment.run.id == run.id
         assert parts.pool.has_room == (number > len(runs) // 2)
-        parts.succeeds(parts.executor, parts.begins(parts.executor))
+        parts.succeeds(parts.executor, parts.takes(parts.executor))
     assert [type(outcome) for outcome in parts.recorded] == [Succeeded] * len(runs)
     assert list(parts.pool._idle) == [parts.executor]
 
@@ -357,9 +195,9 @@ async def test_what_waits_behind_a_run_that_is_overdue_is_for_others() -> None:
     parts = ShortParts(2)
     first, second = parts.pool.executors
     parts.pool.hand_out(parts.pool.take_room(2), parts.claims(2))
-    parts.succeeds(second, parts.begins(second))
+    parts.succeeds(second, parts.takes(second))
     parts.pool.place([parts.pool._assignment(run) for run in parts.claims(5)])
-    begun = parts.begins(first)
+    begun = parts.takes(first)
     waited = parts.has(first)[1:]
     assert waited
     first.line.look_after(first.began_at + 0.04)
@@ -375,7 +213,7 @@ async def test_what_waits_behind_a_run_that_is_overdue_is_for_others() -> None:
 async def test_what_waits_behind_an_overdue_run_is_given_back_where_there_is_nobody_else() -> None:
     parts = ShortParts(1)
     parts.pool.hand_out(parts.pool.take_room(5), runs := parts.claims(5))
-    parts.begins(parts.executor)
+    parts.takes(parts.executor)
     parts.executor.line.look_after(parts.executor.began_at + 0.06)
     assert parts.released == set(ids(runs[1:]))
     assert parts.pool._waiting == 0
@@ -385,7 +223,7 @@ async def test_a_crash_costs_the_run_in_front_an_attempt_and_those_behind_it_not
     parts = ShortParts(2)
     first, second = parts.pool.executors
     parts.pool.hand_out(parts.pool.take_room(8), parts.claims(8))
-    parts.begins(first)
+    parts.takes(first)
     front, *behind = parts.has(first)
     parts.dies(first)
     (crashed,) = parts.recorded
@@ -399,12 +237,12 @@ async def test_the_leases_of_runs_that_another_child_has_taken_over_do_not_bind_
     parts = ShortParts(2)
     first, second = parts.pool.executors
     parts.pool.hand_out(parts.pool.take_room(8), parts.claims(8))
-    begun = parts.begins(first)
+    begun = parts.takes(first)
     first.line.look_after(first.began_at + 0.06)
     parts.succeeds(first, begun)
     assert parts.children[0].trusted[-1] is None
     while second.assignment is not None:
-        parts.succeeds(second, parts.begins(second))
+        parts.succeeds(second, parts.takes(second))
     assert parts.children[1].trusted[-1] is None
 
 
@@ -412,7 +250,7 @@ async def test_what_waits_in_a_child_that_retires_is_for_others() -> None:
     parts = ShortParts(2)
     first, second = parts.pool.executors
     parts.pool.hand_out(parts.pool.take_room(8), parts.claims(8))
-    order = parts.begins(first)
+    order = parts.takes(first)
     behind = parts.has(first)[1:]
     parts.succeeds(first, order, retires=True)
     assert parts.children[0].sent == [wire.Stop()]
@@ -434,7 +272,7 @@ async def test_a_run_that_waits_can_be_cancelled_and_those_with_it_are_done() ->
 async def test_a_run_that_waits_and_that_its_child_has_taken_meanwhile_is_ended_when_its_turn_comes() -> None:
     parts = ShortParts(1)
     parts.pool.hand_out(parts.pool.take_room(3), runs := parts.claims(3))
-    first = parts.begins(parts.executor)
+    first = parts.takes(parts.executor)
     second = parts.children[0].waiting.pop(0)  # its child is ahead of what it has said
     parts.pool.end_run(runs[1].id, Ending.CANCELLED)
     assert ids(parts.has(parts.executor)) == ids(runs)
@@ -443,7 +281,6 @@ async def test_a_run_that_waits_and_that_its_child_has_taken_meanwhile_is_ended_
         parts.succeeds(parts.executor, first)
         await anyio.wait_all_tasks_blocked()
         assert wire.Cancel(second.number) in parts.children[0].sent
-        parts.executor._on_reply(wire.Began(second.number))
         parts.succeeds(parts.executor, second, noticed_cancel=True)
     assert [type(outcome) for outcome in parts.recorded] == [Succeeded, Cancelled]
 
@@ -453,7 +290,7 @@ async def test_the_timeout_of_a_run_that_waits_counts_from_its_beginning() -> No
     parts.pool.hand_out(parts.pool.take_room(3), parts.claims(3))
     held = [parts.executor.line.in_hand, *parts.executor.line.behind]
     assert [each.timeout is not None for each in held if each] == [True, False, False]
-    parts.succeeds(parts.executor, parts.begins(parts.executor))
+    parts.succeeds(parts.executor, parts.takes(parts.executor))
     assert [each.timeout is not None for each in held if each] == [False, True, False]
     assert held[1] is parts.executor.line.in_hand
 
@@ -461,7 +298,7 @@ async def test_the_timeout_of_a_run_that_waits_counts_from_its_beginning() -> No
 async def test_when_the_pool_lets_go_what_has_not_begun_is_given_back_and_nothing_waits_any_more() -> None:
     parts = ShortParts(2)
     parts.pool.hand_out(parts.pool.take_room(10), runs := parts.claims(10))
-    begun = [parts.begins(executor).run_id for executor in parts.pool.executors]
+    begun = [parts.takes(executor).run_id for executor in parts.pool.executors]
     parts.pool.let_go_of_waiting()
     assert parts.released == set(ids(runs)) - set(begun)
     assert parts.pool.take_room(10).size == 0
@@ -471,9 +308,9 @@ async def test_what_was_given_back_when_the_pool_let_go_is_not_given_to_one_that
     parts = ShortParts(2)
     first, second = parts.pool.executors
     parts.pool.hand_out(parts.pool.take_room(10), parts.claims(10))
-    parts.succeeds(first, parts.begins(first))
+    parts.succeeds(first, parts.takes(first))
     parts.pool.let_go_of_waiting()
-    parts.begins(second)
+    parts.takes(second)
     parts.dies(second)
     assert second.assignment is None
 
@@ -509,13 +346,13 @@ async def test_nothing_is_claimed_to_wait_where_a_child_gets_so_many_runs_and_no
 async def test_a_child_is_replaced_after_so_many_runs_though_one_was_taken_back_from_it() -> None:
     parts = ShortParts(1, limits=replace(WINDOWS, runs_per_child_max=2))
     parts.pool.hand_out(parts.pool.take_room(1), parts.claims(1))
-    parts.succeeds(parts.executor, parts.begins(parts.executor))
+    parts.succeeds(parts.executor, parts.takes(parts.executor))
     cancelled = parts.claimed()
     parts.pool.hand_out(parts.pool.take_room(1), [cancelled])
     parts.pool.end_run(cancelled.id, Ending.CANCELLED)  # before the child takes it
     assert parts.released == {cancelled.id}
     parts.pool.hand_out(parts.pool.take_room(1), parts.claims(1))
-    parts.succeeds(parts.executor, parts.begins(parts.executor))
+    parts.succeeds(parts.executor, parts.takes(parts.executor))
     assert parts.children[0].sent == [wire.Stop()]
 
 
@@ -523,7 +360,7 @@ async def test_room_behind_a_run_comes_back_when_all_that_waited_there_was_cance
     parts = ShortParts(1)
     room = parts.pool.take_room(1_000)
     parts.pool.hand_out(room, runs := parts.claims(room.size))
-    parts.begins(parts.executor)
+    parts.takes(parts.executor)
     for run in runs[1:]:
         parts.pool.end_run(run.id, Ending.CANCELLED)
     assert len(parts.released) == room.behind
@@ -536,39 +373,7 @@ async def test_leases_of_all_that_wait_are_known_to_the_table_and_none_is_left_i
     assert parts.leases.seconds_to_deadline() is not None
     for executor in parts.pool.executors:
         while executor.assignment is not None:
-            parts.succeeds(executor, parts.begins(executor))
+            parts.succeeds(executor, parts.takes(executor))
     assert parts.leases.seconds_to_deadline() is None
     assert not parts.leases._children
     await parts.pool.quiet()
-
-
-async def test_a_child_that_takes_the_next_order_while_the_one_before_it_is_taken_back_has_that_one_in_hand() -> None:
-    """Both sides take from the same socket: the first order went back, and in that moment the child took the second."""
-    parts = ShortParts(1)
-    child = parts.children[0]
-    parts.pool.hand_out(parts.pool.take_room(3), runs := parts.claims(3))
-    taken = child.waiting.pop(1)
-    parts.pool.let_go_of_waiting()
-    parts.executor._on_reply(wire.Began(taken.number))
-    parts.succeeds(parts.executor, taken)
-    while child.waiting:
-        parts.succeeds(parts.executor, parts.begins(parts.executor))
-    assert {outcome.lease.run_id for outcome in parts.recorded if isinstance(outcome, Succeeded)} >= {runs[1].id}
-    assert runs[1].id not in parts.released, "it has been executed"
-    assert len(parts.recorded) == 3
-    assert parts.executor.assignment is None, "it waits for nothing any more"
-
-
-async def test_a_run_that_its_child_took_in_that_moment_is_ended_if_it_is_to_end() -> None:
-    parts = ShortParts(1)
-    child = parts.children[0]
-    parts.pool.hand_out(parts.pool.take_room(3), runs := parts.claims(3))
-    taken = child.waiting.pop(1)
-    async with anyio.create_task_group() as tasks:
-        parts.executor.escalation.tasks = tasks
-        parts.pool.end_run(runs[1].id, Ending.CANCELLED)
-        await anyio.wait_all_tasks_blocked()
-        asked = wire.Cancel(taken.number) in child.sent
-        parts.executor._on_reply(wire.Began(taken.number))
-        parts.succeeds(parts.executor, taken, noticed_cancel=True)
-    assert asked

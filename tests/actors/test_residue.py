@@ -27,8 +27,11 @@ runner = asyncio.Runner()
 residue = Residue(runner)
 assert not residue.found
 """
+AT_ONCE, LATER = "residue.found_between(0)", "residue.found_between(time.perf_counter() + 0.001)"
+LOOKS = ["residue.found", AT_ONCE, LATER]
+
 AFTER = """
-found = residue.found
+found = {look}
 assert residue.found == found, "to look leaves it as it is"
 print(*found, sep=", ", file=sys.__stdout__, flush=True)
 end_descendants(os.getpid(), 0)
@@ -36,9 +39,9 @@ os._exit(0)
 """
 
 
-def found(left: str, before: str = "") -> str:
+def found(left: str, before: str = "", look: str = "residue.found") -> str:
     """What is found after the lines of Python that are `left`, by a process that began with those `before`."""
-    program = "".join(map(textwrap.dedent, (BEFORE, before, READY, left, AFTER)))
+    program = "".join(map(textwrap.dedent, (BEFORE, before, READY, left, AFTER.format(look=look))))
     ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, start_new_session=True
     )
@@ -46,8 +49,9 @@ def found(left: str, before: str = "") -> str:
     return ended.stdout.strip()
 
 
-def test_nothing_is_found_where_nothing_was_left() -> None:
-    assert found("pass") == ""
+@pytest.mark.parametrize("look", LOOKS)
+def test_nothing_is_found_where_nothing_was_left(look: str) -> None:
+    assert found("pass", look=look) == ""
 
 
 # --- processes
@@ -103,16 +107,19 @@ def test_a_process_is_found(left: str) -> None:
     if CLONE is None and "libc.syscall" in left:
         pytest.skip(f"the number of clone is not known on {platform.machine()}")
     assert found(left) == "processes"
+    assert found(left, look=AT_ONCE) == "processes"
 
 
-def test_a_process_that_was_there_before_may_stay() -> None:
-    assert found("pass", before=SLEEPS) == ""
-    assert found("subprocess.run(['true'])", before=SLEEPS) == ""
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_process_that_was_there_before_may_stay(look: str) -> None:
+    assert found("pass", before=SLEEPS, look=look) == ""
+    assert found("subprocess.run(['true'])", before=SLEEPS, look=look) == ""
 
 
-def test_a_process_that_was_there_before_hides_no_other_and_is_missed() -> None:
-    assert found("another = subprocess.Popen(['sleep', '60'])", before=SLEEPS) == "processes"
-    assert found("process.kill(); process.wait()", before=SLEEPS) == "processes"
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_process_that_was_there_before_hides_no_other_and_is_missed(look: str) -> None:
+    assert found("another = subprocess.Popen(['sleep', '60'])", before=SLEEPS, look=look) == "processes"
+    assert found("process.kill(); process.wait()", before=SLEEPS, look=look) == "processes"
 
 
 def test_to_look_takes_no_exit_status_away() -> None:
@@ -147,9 +154,10 @@ sys.setswitchinterval(1e-6)
 """
 
 
-def test_a_umask_is_found_and_left_as_it_is() -> None:
-    assert found("os.umask(0o077)") == "umask"
-    assert found("os.umask(0o077); residue.found; assert os.umask(0) == 0o077; os.umask(0o022)") == ""
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_umask_is_found_and_left_as_it_is(look: str) -> None:
+    assert found("os.umask(0o077)", look=look) == "umask"
+    assert found(f"os.umask(0o077); {look}; assert os.umask(0) == 0o077; os.umask(0o022)", look=look) == ""
 
 
 def test_another_thread_that_writes_files_meets_no_other_umask_while_it_is_looked_at(tmp_path: Path) -> None:
@@ -185,27 +193,91 @@ LEFT = {
     "signal handlers": "signal.signal(signal.SIGUSR1, lambda *_: None)",
     "timer": "signal.setitimer(signal.ITIMER_REAL, 3600)",
     "recursion limit": "sys.setrecursionlimit(sys.getrecursionlimit() + 1)",
-    "descriptors": "os.dup2(os.open('/dev/null', os.O_WRONLY), 2)",
     "standard streams": "sys.stderr.close()",
     "threads": "threading.Thread(target=time.sleep, args=(60,)).start()",
     "event loop": "runner.get_loop().close()",
     "folder": "os.chdir('/proc')",
+    "sys.path": "sys.path.append('/nowhere')",
+    "locale": "import locale; locale.setlocale(locale.LC_ALL, 'C')",
+    "socket timeout": "import socket; socket.setdefaulttimeout(5)",
+    "clocks": "time.time = lambda: 0.0",
+}
+
+LEFT_DEARER = {
+    "resource limits": "resource.setrlimit(number := resource.RLIMIT_NOFILE, (64, resource.getrlimit(number)[1]))",
+    "descriptors": "os.dup2(os.open('/dev/null', os.O_WRONLY), 2)",
 }
 
 
 @pytest.mark.parametrize("what", LEFT)
-def test_what_is_not_as_it_was_is_named(what: str) -> None:
-    assert found(LEFT[what]) == what
+@pytest.mark.parametrize("look", LOOKS)
+def test_what_is_not_as_it_was_is_named(what: str, look: str) -> None:
+    assert found(LEFT[what], look=look) == what
 
 
-def test_what_was_changed_and_put_back_is_not_found() -> None:
-    left = """
+@pytest.mark.parametrize("what", LEFT_DEARER)
+def test_limits_and_descriptors_are_named_a_millisecond_later_or_when_nothing_follows(what: str) -> None:
+    for look in ("residue.found", LATER):
+        assert found(LEFT_DEARER[what], look=look) == what
+    left = f"""
+    {LEFT_DEARER[what]}
+    assert {AT_ONCE} == ()
+    """
+    assert found(left, look=LATER) == what
+
+
+@pytest.mark.parametrize("look", ["residue.found", "residue.found_between(now)"])
+def test_whoever_has_just_looked_at_all_need_not_look_so_closely(look: str) -> None:
+    left = f"""
+    time.sleep(0.002)
+    now = time.perf_counter()
+    assert {look} == ()
+    {LEFT_DEARER["descriptors"]}
+    assert residue.found_between(now) == ()
+    """
+    assert found(left, look=LATER) == "descriptors"
+
+
+def test_what_may_stay_asks_for_one_close_look() -> None:
+    left = f"""
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+    {LEFT_DEARER["descriptors"]}
+    assert {AT_ONCE} == ("descriptors",)
+    residue.forgive()
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+    assert {AT_ONCE} == ()
+    os.dup2(os.open("/dev/zero", os.O_WRONLY), 2)
+    assert {AT_ONCE} == ()
+    """
+    assert found(left, look=LATER) == "descriptors"
+
+
+HOSTILE = {
+    "an environment that is none": "os.environ = None",
+    "a stream that is equal to all": "sys.stdout = type('Equal', (), {'__eq__': lambda *_: True, 'closed': False})()",
+    "a stream that cannot be asked": "sys.stdout = type('Mute', (), {'closed': property(lambda _: 1 / 0)})()",
+    "a path that is none": "sys.path = None",
+    "a folder that ends the process": "os.getcwd = sys.exit",
+    "threads that raise": "threading.enumerate = lambda: 1 / 0",
+    "a timer that is mute": "signal.getitimer = lambda _: None",
+}
+
+
+@pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("look", LOOKS)
+def test_what_is_put_in_the_place_of_what_is_looked_at_is_found(hostile: str, look: str) -> None:
+    assert found(hostile, look=look) != ""
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_what_was_changed_and_put_back_is_not_found(look: str) -> None:
+    left = f"""
     home, handler = os.environ.pop("HOME"), signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    assert residue.found == ("signal handlers", "environment")
+    assert {look} == ("signal handlers", "environment")
     os.environ["HOME"] = home
     signal.signal(signal.SIGUSR1, handler)
     """
-    assert found(left) == ""
+    assert found(left, look=look) == ""
 
 
 def test_each_limit_is_looked_at() -> None:
@@ -222,7 +294,8 @@ def test_each_limit_is_looked_at() -> None:
 
 
 def test_what_is_made_for_good_is_forgiven_but_not_what_was_left_before() -> None:
-    assert found("with residue.expected(): os.environ['HOME'] = '/nowhere'; os.umask(0o077)") == ""
+    for look in LOOKS:
+        assert found("with residue.expected(): os.environ['HOME'] = '/nowhere'; os.umask(0o077)", look=look) == ""
     left = """
     os.umask(0o077)
     with residue.expected():

@@ -119,6 +119,48 @@ def test_a_meter_tells_the_peak_and_the_cpu_time_of_what_came_after_it() -> None
     assert (used.user_cpu_seconds or 0) + (used.system_cpu_seconds or 0) > 0.09
 
 
+def grown_bytes(used: Usage) -> int:
+    now = usage.look(os.getpid())
+    assert now is not None
+    return (used.peak_memory_bytes or 0) - now.resident_bytes
+
+
+def test_what_one_run_has_used_does_not_count_for_the_next() -> None:
+    for _ in range(3):
+        meter = usage.Meter()
+        assert grown_bytes(meter.read()) < 50 * MEBIBYTE
+        block = bytearray(b"x") * (100 * MEBIBYTE)
+        del block
+        assert grown_bytes(meter.read()) > 90 * MEBIBYTE
+
+
+def test_what_was_held_counts_no_more_some_time_after_it_was_given_back() -> None:
+    block = bytearray(b"x") * (100 * MEBIBYTE)
+    usage.Meter()
+    del block
+    eventually(lambda: grown_bytes(usage.Meter().read()) < 50 * MEBIBYTE)
+
+
+def test_nor_where_the_program_that_executed_this_one_had_more_memory() -> None:
+    measures = f"""
+from durablestack.supervisor import usage
+for _ in range(3):
+    meter = usage.Meter()
+    before = meter.read().peak_memory_bytes
+    block = bytearray(b"x") * (100 * {MEBIBYTE})
+    del block
+    after = meter.read().peak_memory_bytes
+    print(after - before > 90 * {MEBIBYTE})
+"""
+    executes = f"""
+import os, sys
+block = bytearray(b"x") * (300 * {MEBIBYTE})
+os.execv(sys.executable, [sys.executable, "-c", {measures!r}])
+"""
+    ended = subprocess.run([sys.executable, "-c", executes], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout.split() == ["True"] * 3
+
+
 def descriptors_of(name: str) -> list[int]:
     fds = Path("/proc/self/fd")
     return [int(fd) for fd in os.listdir(fds) if os.path.realpath(fds / fd).endswith(name)]

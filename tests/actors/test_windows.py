@@ -3,7 +3,7 @@
 import pytest
 from parts import leased_run
 
-from durablestack.supervisor.windows import AHEAD_SECONDS, SHORT_RUNS_FIRST, Windows, fits, is_short
+from durablestack.supervisor.windows import AHEAD_SECONDS, SHORT_RUNS_ALONE, SHORT_RUNS_FIRST, Windows, fits, is_short
 
 WINDOW_MAX = 32
 
@@ -44,10 +44,35 @@ def test_a_child_gets_what_it_does_in_a_moment_and_not_more_than_a_number(
     assert size == 1 or fits(size * seconds)
 
 
-def test_a_few_short_runs_are_not_enough(windows: Windows) -> None:
+@pytest.mark.parametrize("tenths_of_a_millisecond", range(1, 51))
+def test_as_many_as_the_window_has_fit_together_however_their_sum_is_rounded(
+    windows: Windows, tenths_of_a_millisecond: int
+) -> None:
+    ended(windows, tenths_of_a_millisecond / 10_000, SHORT_RUNS_FIRST)
+    each = expected_seconds(windows)
+    assert fits(sum([each] * windows.size))
+    assert windows.size == WINDOW_MAX or not fits(sum([each] * (windows.size + 1)))
+
+
+@pytest.mark.parametrize("seconds", [0.0005, 0.001, 0.002, 0.0025, 0.005])
+def test_a_window_is_full_where_runs_fill_it_without_a_rest(seconds: float) -> None:
+    windows = Windows(children=4, runs_max=1_000)
+    ended(windows, seconds, SHORT_RUNS_FIRST)
+    assert windows.size == round(AHEAD_SECONDS / seconds)
+
+
+def test_a_few_short_runs_are_not_enough_among_others(windows: Windows) -> None:
+    ended(windows, AHEAD_SECONDS, 1)
     ended(windows, 0.0001, SHORT_RUNS_FIRST - 1)
     assert windows.size == 1
-    ended(windows, 0.0001)
+    ended(windows, 0.0001, 1)
+    assert windows.size > 1
+
+
+def test_where_all_runs_were_short_fewer_are_enough(windows: Windows) -> None:
+    ended(windows, 0.0001, SHORT_RUNS_ALONE - 1)
+    assert windows.size == 1
+    ended(windows, 0.0001, 1)
     assert windows.size > 1
 
 

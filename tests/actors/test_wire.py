@@ -17,11 +17,13 @@ from durablestack.supervisor.wire import FrameReader, ProtocolError, frame
 
 ID = UUID(int=7)
 DUE = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+EXECUTE = wire.Execute(1, ID, "send email", 1, 3, DUE, '{"to": "näh 📮 \\u0000"}')
 ORDERS: list[wire.Order] = [
-    wire.Execute(1, ID, "send email", 1, 3, DUE, '{"to": "näh 📮 \\u0000"}'),
+    EXECUTE,
     wire.Execute(2**40, ID, "", 3, 3, DUE, None),
-    wire.Execute(2, ID, "send email", 1, 3, DUE, None, tells_output=True),
-    wire.Follows(3),
+    wire.Execute(2, ID, "send email", 1, 3, DUE, None, "00-trace", 2**40, short=True),
+    wire.Window(0, [EXECUTE]),
+    wire.Window(wire.GENERATIONS - 1, [EXECUTE, wire.Follows(2), wire.Execute(3, ID, "", 1, 1, DUE, None)]),
     wire.Cancel(1),
     wire.Stop(),
     wire.Trust(1234.5),
@@ -37,6 +39,7 @@ REPLIES: list[wire.Reply] = [
     wire.Succeeded(3, seconds=0.25, stdout=b"said \xff", stderr=b"e" * wire.OUTPUT_BYTES_MAX),
     wire.Failed(1, "ValueError", "no", "Traceback"),
     wire.Failed(2, "", "", "", retryable=False, retry_after_seconds=0.25, retires=True),
+    wire.Spoilt(("resource limits", "descriptors")),
     wire.Failed(3, "x" * 200, "y" * 2_000, "\U0010ffff" * 16_384, retry_after_seconds=wire.RETRY_AFTER_SECONDS_MAX),
 ]
 
@@ -172,6 +175,26 @@ def test_a_delay_that_nobody_can_count_with_is_no_reply(delay: float) -> None:
     body = msgspec.msgpack.encode(wire.Failed(1, "ValueError", "no", "", retry_after_seconds=delay))
     with pytest.raises(ProtocolError):
         wire.decode_reply(body)
+
+
+@pytest.mark.parametrize("generation", [-1, wire.GENERATIONS])
+def test_a_generation_that_is_no_byte_is_no_order(generation: int) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        wire.decode_order(msgspec.msgpack.encode(wire.Window(generation, [EXECUTE])))
+
+
+@pytest.mark.parametrize("order", [wire.Stop(), wire.Cancel(1), wire.Window(0, [EXECUTE])], ids=kind)
+def test_a_window_holds_nothing_but_what_is_to_be_executed(order: wire.Order) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        wire.decode_order(msgspec.msgpack.encode(wire.Window(0, [order])))  # type: ignore[list-item]
+
+
+def test_a_message_is_one_frame() -> None:
+    message = frame(wire.Window(0, [EXECUTE]))
+    assert wire.decode_order(wire.only_body(message)) == wire.Window(0, [EXECUTE])
+    for other in (b"", b"x", message[:-1], message + b"\0", message * 2, message[:8] + b"\0" + message[9:]):
+        with pytest.raises(ProtocolError, match="a message that is not one frame"):
+            wire.only_body(other)
 
 
 def test_fields_that_a_later_version_may_add_are_passed_over() -> None:

@@ -345,6 +345,61 @@ def test_tasks_that_an_async_job_leaves_are_ended_before_the_next_run(executed: 
     assert ended == ["ended"]
 
 
+def test_a_task_that_was_there_before_all_attempts_goes_on(executed: Execute, runner: asyncio.Runner) -> None:
+    ended: list[str] = []
+
+    async def goes_on(name: str) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(name)
+
+    kept: list[asyncio.Task[None]] = []
+
+    async def start_hook() -> None:
+        kept.append(asyncio.create_task(goes_on("of the hook")))
+        await asyncio.sleep(0)
+
+    async def job() -> None:
+        kept.append(asyncio.create_task(goes_on("of the job")))
+        await asyncio.sleep(0)
+
+    def returns_an_awaitable() -> Awaitable[None]:
+        return job()
+
+    runner.run(start_hook())
+    for each in (job, returns_an_awaitable, job):
+        ended.clear()
+        assert executed(each) == Returned(noticed_cancel=False)
+        assert ended == ["of the job"]
+    assert not kept[0].done()
+
+
+def test_no_other_run_follows_where_a_job_has_stopped_the_event_loop(executed: Execute) -> None:
+    async def stops() -> None:
+        asyncio.get_running_loop().stop()
+
+    async def stops_too_early() -> None:
+        asyncio.get_running_loop().stop()
+        await asyncio.sleep(0)
+
+    assert executed(stops) == Returned(noticed_cancel=False, process_is_spent=True)
+    result = executed(stops_too_early)
+    assert isinstance(result, Raised)
+    assert "stopped" in result.error_message
+    assert result.process_is_spent
+
+
+def test_what_an_async_job_has_called_soon_is_called_before_the_next_run(executed: Execute) -> None:
+    called: list[str] = []
+
+    async def job() -> None:
+        asyncio.get_running_loop().call_soon(called.append, "soon")
+
+    assert executed(job) == Returned(noticed_cancel=False)
+    assert called == ["soon"]
+
+
 @pytest.mark.parametrize("how", ["returns", "raises"])
 def test_a_task_that_will_not_end_spends_the_process(
     executed: Execute, runner: asyncio.Runner, how: str, monkeypatch: pytest.MonkeyPatch

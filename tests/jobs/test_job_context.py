@@ -1,6 +1,8 @@
 """What a job is told of its run, and how it learns that it should end."""
 
 import threading
+import time
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -12,6 +14,27 @@ from durablestack.jobs.context import CancelFlag
 
 def test_a_context_says_which_run_it_is_about(context: JobContext) -> None:
     assert repr(context) == f"<JobContext job run {context.run_id} attempt 2/3>"
+
+
+def test_an_attempt_began_when_its_context_was_made_whenever_that_is_asked_for(
+    context: JobContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime.now(UTC)
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    began_at = context.started_at
+    assert began_at.tzinfo is UTC
+    assert 0 <= (now - began_at).total_seconds() < 60
+    assert began_at <= now
+    assert context.started_at is began_at
+
+
+def test_what_sets_one_flag_sets_no_other(flag: CancelFlag) -> None:
+    other = CancelFlag()
+    flag.set()
+    assert flag.check()
+    assert not other.check()
+    assert not other.noticed
+    assert not CancelFlag().wait(0)
 
 
 def test_a_context_without_a_flag_is_never_cancelled(context: JobContext) -> None:

@@ -74,8 +74,8 @@ def copies_after(portions: int, then: Callable[[], object], monkeypatch: pytest.
     """Something happens on the way."""
     copy_portions = inserts.copy_portions
 
-    def interrupted(runs: Sequence[NewRun], now: datetime) -> Iterator[str]:
-        for number, portion in enumerate(copy_portions(runs, now)):
+    def interrupted(runs: Sequence[NewRun], now: datetime, encoding: str) -> Iterator[bytes]:
+        for number, portion in enumerate(copy_portions(runs, now, encoding)):
             if number == portions:
                 then()
             yield portion
@@ -99,6 +99,19 @@ def test_each_is_stored_as_it_was_given(store: Store) -> None:
         assert (seen.job_name, seen.payload, seen.trace_context) == (run.job_name, run.payload, run.trace_context)
         assert (seen.status, seen.attempt, seen.max_attempts) == (RunStatus.PENDING, 0, 9)
         assert before <= seen.scheduled_for == seen.created_at <= store.now()
+
+
+@on_postgres
+@pytest.mark.parametrize("encoding", ["UTF8", "LATIN1", "WIN1252"])
+def test_each_is_stored_as_it_was_given_in_whatever_encoding_it_is_sent(
+    place: Place, store: Store, encoding: str
+) -> None:
+    url = urlsplit(place.database_url or "")
+    query = "&".join(filter(None, [url.query, f"client_encoding={encoding}"]))
+    sender = Place(place.provider, url._replace(query=query).geturl(), place.table_prefix).open()
+    sender.enqueue([new_run(payload="é", job_name="dû") for _ in range(30)])
+    sender.close()
+    assert {(run.job_name, run.payload) for run in all_runs(store).values()} == {("dû", "é")}
 
 
 @on_postgres

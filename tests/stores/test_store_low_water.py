@@ -59,8 +59,14 @@ def test_one_long_walk_is_no_reason_for_a_mark_and_two_in_a_row_are() -> None:
 
 def test_many_runs_at_once_are_no_long_walk() -> None:
     low_water = LowWater(Clock())
-    looked_back(low_water, *[found(*[0.004] * 500)] * 3)
+    looked_back(low_water, *[found(SHORT, *[0.004] * 499)] * 3)
     assert low_water.mark() is None
+
+
+def test_a_walk_to_the_first_of_many_runs_is_one_all_the_same() -> None:
+    low_water = LowWater(Clock())
+    looked_back(low_water, *[found(*[0.004] * 500)] * 2)
+    assert low_water.mark() is not None
 
 
 def test_a_mark_moves_with_what_is_found_from_it() -> None:

@@ -1,17 +1,20 @@
 """What is particular about MySQL and MariaDB: sessions, indexes that locks follow, migrations without transactions."""
 
 import signal
+import ssl
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
 import pymysql
 import pytest
-from exam import JOB, Place, all_runs, claim, claimed, enqueue, enqueue_many, new_run, on_mysql, query
+from exam import JOB, Place, all_runs, claim, claimed, enqueue, enqueue_many, new_run, on_mysql, query, the_run
 from msgspec.structs import replace
+from pymysql.constants import FIELD_TYPE
 
 from durablestack.errors import OptionsError, SchemaError, StoreError, StoreUnavailable
 from durablestack.options import parse_connection_string
@@ -217,6 +220,35 @@ def test_a_password_may_be_of_any_characters(own_mariadb: Callable[[], MariaDbSe
     store.close()
 
 
+# --- successes
+
+
+@on_mysql
+def test_successes_of_several_claims_are_written_in_one_statement(store: Store) -> None:
+    enqueue_many(store, 6)
+    leases = [run.lease for _ in range(3) for run in claim(store, batch_size=2)]
+    before = locking_reads_and_updates_of(store)
+    recorded = store.record([Succeeded(lease) for lease in reversed(leases)])
+    assert recorded == dict.fromkeys([lease.run_id for lease in leases], RunStatus.SUCCEEDED)
+    assert locking_reads_and_updates_of(store) == (before[0], before[1] + 1)
+    assert {run.status for run in all_runs(store).values()} == {RunStatus.SUCCEEDED}
+
+
+@on_mysql
+def test_a_success_counts_with_the_lease_of_its_own_run_alone(store: Store) -> None:
+    """Both runs and both tokens are shown, each with the other."""
+    enqueue_many(store, 3)
+    first, second, third = (claim(store, batch_size=1)[0].lease for _ in range(3))
+    crossed = [replace(first, token=second.token), replace(second, token=first.token)]
+    assert store.record([*map(Succeeded, crossed), Succeeded(third)]) == {third.run_id: RunStatus.SUCCEEDED}
+    assert [the_run(store, lease.run_id).lease for lease in (first, second)] == [first, second]
+
+
+def locking_reads_and_updates_of(store: Store) -> tuple[int, int]:
+    counts = dict(query(store, "show session status where variable_name in ('Com_select', 'Com_update')"))
+    return int(counts["Com_select"]), int(counts["Com_update"])
+
+
 # --- what errors mean
 
 
@@ -278,6 +310,25 @@ def test_tls_is_preferred_required_or_left_out_as_asked_for() -> None:
     assert keywords("mysql://db/shop?ssl_mode=none")["ssl_disabled"] is True
     assert keywords("mysql://db/shop?sslmode=Required")["ssl"].check_hostname is False
     assert keywords("mysql://db/shop?ssl_ca=/ca.pem")["ssl_verify_cert"] is True
+
+
+def test_attempts_to_connect_share_what_is_costly_to_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    create = ssl.create_default_context
+    monkeypatch.setattr(ssl, "create_default_context", lambda **options: made.append(options) or create(**options))
+    driver = PyMySql(parse_connection_string("mysql://me@127.0.0.1:1/shop"))
+    for _ in range(3):
+        with pytest.raises(pymysql.err.OperationalError):
+            driver.connect(1.0)
+    assert len(made) == 1
+
+
+def test_an_instant_is_one_of_utc_or_is_left_as_it_stands() -> None:
+    decode = keywords("mysql://db/shop")["conv"][FIELD_TYPE.DATETIME]
+    assert decode("2026-02-28 23:59:59.000001") == datetime(2026, 2, 28, 23, 59, 59, 1, UTC)
+    assert decode("2026-02-28 23:59:59") == datetime(2026, 2, 28, 23, 59, 59, tzinfo=UTC)
+    for text in ("0000-00-00 00:00:00.000000", "2026-02-31 00:00:00.000000"):
+        assert decode(text) == text
 
 
 @pytest.mark.parametrize("text", ["mysql://db/shop?colour=red", "mysql://db/shop?ssl_mode=maybe"])
@@ -414,6 +465,7 @@ def check_rows_read(store: Store) -> None:
         "job_name": JOB,
         "slot": mark[0],
         "lease_token": ids[0],
+        "leases": [(id, id) for id in ids],
     }
     batch = int(PARAMETERS["limit"])
     for name, rows_max in (
@@ -425,6 +477,7 @@ def check_rows_read(store: Store) -> None:
         ("LEASES_EXTEND", batch),
         ("REQUESTS_SELECT", batch),
         ("RUNS_SUCCEED", batch),
+        ("RUNS_SUCCEED_BY_LEASE", batch),
         ("BACKLOG_SELECT", 2 * batch),  # and once more to count them
         ("RUNS_PRUNABLE_SELECT", batch),
         ("RUNS_DELETE", 2 * batch),
@@ -467,13 +520,21 @@ def test_writes_by_key_do_not_read_the_rows_beside_them(store: Store) -> None:
     """Of a small table the optimizer would read all rows, and wait for those that others hold."""
     assert isinstance(store, SqlStore)
     ids = enqueue_many(store, 6)
-    parameters = {"ids": ids[1:], "worker_name": "w", "worker_id": None, "lease_token": uuid4(), "seconds": 30.0}
+    parameters = {
+        "ids": ids[1:],
+        "leases": [(id, uuid4()) for id in ids[1:]],
+        "worker_name": "w",
+        "worker_id": None,
+        "lease_token": uuid4(),
+        "seconds": 30.0,
+    }
     for name, kind in (
         ("LEASES_SELECT_FOR_UPDATE", "range"),
         ("RUNS_LEASE", "range"),
         ("LEASES_EXTEND", "range"),
         ("LEASES_EXPIRE", "range"),
         ("RUNS_SUCCEED", "range"),
+        ("RUNS_SUCCEED_BY_LEASE", "range"),
         ("RUNS_RELEASE", "range"),
         ("RUNS_DELETE", "eq_ref"),
         ("ATTEMPTS_DELETE", "ref"),

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .transaction import Connections, Transaction
 
@@ -37,8 +37,8 @@ class PerProcess:
     def transaction(self) -> AbstractContextManager[Transaction]:
         return self._ours().transaction()
 
-    def single(self) -> AbstractContextManager[Transaction]:
-        return self._ours().single()
+    def run_alone(self, statement: str, parameters: Mapping[str, Any]) -> None:
+        self._ours().run_alone(statement, parameters)
 
     def read(self) -> AbstractContextManager[Transaction]:
         return self._ours().read()

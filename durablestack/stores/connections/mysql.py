@@ -6,6 +6,7 @@ import math
 import re
 import ssl
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from durablestack.errors import OptionsError, SchemaError, StoreError, StoreUnavailable
@@ -49,7 +50,7 @@ class PyMySql:
             raise OptionsError(
                 f"MySQL needs the driver PyMySQL ({error}); install it with: pip install 'durablestack[mysql]'"
             ) from None
-        self._pymysql = pymysql
+        self._connect = _with_one_context(pymysql.connections.Connection)
         self.place = target.describe()
         self.error: type[Exception] = pymysql.MySQLError
         self._keywords = _mysql_keywords(target)
@@ -57,7 +58,7 @@ class PyMySql:
     def connect(self, timeout_seconds: float) -> Any:
         within = min(timeout_seconds, _CONNECT_WITHIN_SECONDS)
         try:
-            connection = self._pymysql.connect(
+            connection = self._connect(
                 **self._keywords,
                 connect_timeout=within,
                 read_timeout=within,
@@ -181,7 +182,8 @@ _IGNORED = {
 
 
 def _mysql_keywords(target: ConnectionTarget) -> dict[str, Any]:
-    from pymysql.constants import CLIENT  # type: ignore[import-untyped]
+    from pymysql.constants import CLIENT, FIELD_TYPE  # type: ignore[import-untyped]
+    from pymysql.converters import conversions  # type: ignore[import-untyped]
 
     parameters = {name.replace("_", "").replace("-", ""): value for name, value in target.parameters.items()}
     keywords: dict[str, Any] = {
@@ -194,6 +196,7 @@ def _mysql_keywords(target: ConnectionTarget) -> dict[str, Any]:
         "client_flag": CLIENT.FOUND_ROWS,  # a row counts that was found, though nothing of it changed
         "charset": "utf8mb4",
         "sql_mode": "TRADITIONAL",  # strict: what does not fit is an error, not a shorter text
+        "conv": {**conversions, FIELD_TYPE.DATETIME: _instant},
         "init_command": "set session time_zone = '+00:00'",
         "program_name": "durablestack",
     }
@@ -209,6 +212,31 @@ def _mysql_keywords(target: ConnectionTarget) -> dict[str, Any]:
             known = "unix_socket, ssl_mode, ssl_ca, ssl_cert, ssl_key"
             raise OptionsError(f"{target.describe()}: {name!r} is not known; known are {known}")
     return keywords
+
+
+def _instant(text: str) -> datetime | str:
+    """A `datetime` of our sessions, which is in UTC, in a fraction of the driver's time; as it stands if it is none."""
+    try:
+        return datetime.fromisoformat(text + "+00:00")
+    except ValueError:  # a month 0, a day 31 of February
+        return text
+
+
+def _with_one_context(connection: Any) -> Any:
+    """The driver's class of connections, of which each would read all certificates of the system to trust anyone:
+    where TLS is only preferred, they share what the first of them has made. If the driver renames it, they do not."""
+    create = getattr(connection, "_create_ssl_ctx", None)
+    shared: list[ssl.SSLContext] = []
+
+    def create_once(self: Any, asked: Any) -> Any:
+        assert create is not None
+        if asked:  # files, which may be others by now
+            return create(self, asked)
+        if not shared:
+            shared.append(create(self, asked))
+        return shared[0]
+
+    return type(connection.__name__, (connection,), {"_create_ssl_ctx": create_once})
 
 
 def _tls_that_trusts_anyone() -> ssl.SSLContext:

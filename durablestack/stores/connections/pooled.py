@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from durablestack.errors import StoreError, StoreUnavailable
@@ -113,8 +113,9 @@ class PooledConnections:
                 text = f"{self._driver.place}: at the commit: {_in_words(error)}"
                 raise StoreUnavailable(text, uncertain=True) from error
 
-    def single(self) -> AbstractContextManager[Transaction]:
-        return self.transaction()
+    def run_alone(self, statement: str, parameters: Mapping[str, Any]) -> None:
+        with self.transaction() as tx:
+            tx.run(statement, parameters)
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:

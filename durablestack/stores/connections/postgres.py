@@ -6,9 +6,9 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from durablestack.errors import OptionsError, SchemaError, StoreError, StoreUnavailable
@@ -30,6 +30,15 @@ _FINAL_CLASSES = ("22", "23", "42", "0A", "21")
 _UNPREPARED_STATES = ("26000", "42P05", "08P01", "0A000")
 _PREPARED_AFTER = 5
 """How often a connection sends a statement before the server is asked to keep it, with its plan."""
+
+
+class _Committing:
+    """Whether a commit was sent, or is about to be."""
+
+    __slots__ = ("begun",)
+
+    def __init__(self) -> None:
+        self.begun = False
 
 
 class PostgresConnections:
@@ -83,31 +92,27 @@ class PostgresConnections:
                     connection.execute(statement)
                 tx = CursorTransaction(connection.cursor, before_copy=pipeline.close)
                 yield tx
-                committing.set()
+                committing.begun = True
                 connection.execute(b"commit", prepare=False)  # whoever reads along should see what it is
             tx.settle()
 
-    @contextmanager
-    def single(self) -> Iterator[Transaction]:
-        """What is sent in a pipeline is committed at its end, unless the line is cut before."""
-        with self._committing() as (connection, committing), connection.pipeline():
-            try:
-                yield CursorTransaction(connection.cursor)
-            except BaseException:
-                connection.close()
-                raise
-            committing.set()
+    def run_alone(self, statement: str, parameters: Mapping[str, Any]) -> None:
+        """It is committed with its end, in one journey."""
+        with self._committing() as (connection, committing):
+            connection.pgconn.consume_input()  # a line that was cut before is noticed before anything is sent
+            committing.begun = True
+            connection.alone.execute(statement, parameters)
 
     @contextmanager
-    def _committing(self) -> Iterator[tuple[psycopg.Connection[Row], threading.Event]]:
+    def _committing(self) -> Iterator[tuple[Any, _Committing]]:
         """A connection, and the mark to be set before the commit is sent."""
-        committing = threading.Event()
+        committing = _Committing()
         with self._connection() as connection:
             try:
                 connection.prepare_threshold = _PREPARED_AFTER if self._prepares else None
                 yield connection, committing
             except self._psycopg.OperationalError as error:
-                if committing.is_set() and error.sqlstate is None:  # no answer: done or not
+                if committing.begun and error.sqlstate is None:  # no answer: done or not
                     text = f"{self._place}: at the commit: {_one_line(error)}"
                     raise StoreUnavailable(text, uncertain=True) from error
                 raise
@@ -117,7 +122,7 @@ class PostgresConnections:
     def _roll_back(self, connection: psycopg.Connection[Row]) -> None:
         """After an error; after a commit there is nothing to roll back."""
         status = self._psycopg.pq.TransactionStatus
-        if connection.info.transaction_status in (status.INTRANS, status.INERROR):
+        if connection.pgconn.transaction_status in (status.INTRANS, status.INERROR):
             with suppress(self._psycopg.Error):  # the error that brought us here is the one to tell
                 connection.execute(b"rollback")
 
@@ -208,6 +213,11 @@ def _bounded_connection_class(timeout_seconds: float) -> type[psycopg.Connection
         """Gives a silent server up: neither TCP nor the server's own time-outs notice a frozen path."""
 
         give_up_at = math.inf
+
+        @cached_property
+        def alone(self) -> psycopg.Cursor[Row]:
+            """For statements whose rows nobody asks for: to make one takes as long as to send one."""
+            return self.cursor()
 
         def __init__(self, *args: Any, **keywords: Any) -> None:
             super().__init__(*args, **keywords)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from durablestack.errors import SchemaError, StoreError, StoreUnavailable
 from durablestack.options import ConnectionTarget
@@ -50,8 +51,9 @@ class SqliteConnections:
                 raise
             connection.execute("commit")
 
-    def single(self) -> AbstractContextManager[Transaction]:
-        return self.transaction()
+    def run_alone(self, statement: str, parameters: Mapping[str, Any]) -> None:
+        with self.transaction() as tx:
+            tx.run(statement, parameters)
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:

@@ -29,10 +29,17 @@ class Transaction(Protocol):
 
     def fetch(self, statement: str, parameters: Mapping[str, Any]) -> list[Row]: ...
     def run(self, statement: str, parameters: Mapping[str, Any]) -> None: ...
+
+    def count(self, statement: str, parameters: Mapping[str, Any]) -> int:
+        """Run a statement; return how many rows it has found to write to."""
+
     def run_many(self, statement: str, parameters: Sequence[Mapping[str, Any]]) -> None: ...
 
-    def copy(self, statement: str, portions: Iterable[str]) -> None:
-        """Load rows as text, where the database has a statement for it; AlreadyThere if one of them is."""
+    def copy(self, statement: str, portions: Callable[[str], Iterable[bytes]]) -> None:
+        """Load rows, in its own form, where the database has a statement for it; AlreadyThere if one of them is.
+
+        `portions` makes them, and is told the encoding of text.
+        """
 
 
 class Connections(Protocol):
@@ -47,8 +54,8 @@ class Connections(Protocol):
 
     def transaction(self) -> AbstractContextManager[Transaction]: ...
 
-    def single(self) -> AbstractContextManager[Transaction]:
-        """A transaction whose rows nobody asks for, and which is short enough to do without a `begin`."""
+    def run_alone(self, statement: str, parameters: Mapping[str, Any]) -> None:
+        """A transaction of one statement, whose rows nobody asks for; short enough to do without a `begin`."""
 
     def read(self) -> AbstractContextManager[Transaction]: ...
 
@@ -99,12 +106,18 @@ class CursorTransaction:
     def run(self, statement: str, parameters: Mapping[str, Any]) -> None:
         self._new_cursor().execute(statement, parameters)
 
+    def count(self, statement: str, parameters: Mapping[str, Any]) -> int:
+        cursor = self._new_cursor()
+        cursor.execute(statement, parameters)
+        return int(cursor.rowcount)
+
     def run_many(self, statement: str, parameters: Sequence[Mapping[str, Any]]) -> None:
         if parameters:
             self._execute_many(self._new_cursor(), statement, parameters)
 
-    def copy(self, statement: str, portions: Iterable[str]) -> None:
+    def copy(self, statement: str, portions: Callable[[str], Iterable[bytes]]) -> None:
         self._before_copy()
-        with self._new_cursor().copy(statement) as copy:
-            for portion in portions:
+        cursor = self._new_cursor()
+        with cursor.copy(statement) as copy:
+            for portion in portions(cursor.connection.info.encoding):
                 copy.write(portion)

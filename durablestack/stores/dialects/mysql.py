@@ -7,12 +7,12 @@ the other, so that a column is copied before it is cleared.
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 from ..statements import RUNS_ACTIVE_SELECT, TEMPLATES
-from .dialect import Dialect, from_bytes, from_naive_utc, naive_utc
+from .dialect import Dialect, from_bytes, naive_utc
 
 # MariaDB and MySQL have a name each for it, and each refuses the other's
 ISOLATION = "show session variables where variable_name in ('transaction_isolation', 'tx_isolation')"
@@ -53,6 +53,9 @@ where wanted.id {in_ids}
 """,
 }
 
+# by each lease that was shown; the ids by themselves are what the rows are looked up by
+_SUCCEED_BY_LEASE = _UPDATES["RUNS_SUCCEED"] + "\n  and (id, lease_token) in :leases"
+
 _OLDEST_SNAPSHOT = """
 select concat('the transaction of connection ', trx_mysql_thread_id),
        timestampdiff(second, trx_started, now()),
@@ -86,13 +89,14 @@ MYSQL = Dialect(
     to_database=_to_mysql,
     to_uuid=from_bytes,
     from_uuid=lambda uuid: uuid.bytes,
-    to_datetime=from_naive_utc,
+    to_datetime=lambda value: value if value is None or value.tzinfo is UTC else value.astimezone(UTC),
     overrides={
         **_UPDATES,
         **_DELETES,
         # in the order of the index, which holds ended runs too; in that of the ids, all runs would be read
         "RUNS_ACTIVE_SELECT": RUNS_ACTIVE_SELECT.replace("order by id", "order by status, id"),
     },
+    own={"RUNS_SUCCEED_BY_LEASE": _SUCCEED_BY_LEASE},
     oldest_snapshot=_OLDEST_SNAPSHOT,
     facts={
         "version": "select version()",

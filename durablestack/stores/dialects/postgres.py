@@ -6,16 +6,26 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from ..statements import DUE_COLUMNS, RUNS_DUE_FROM_MARK_SELECT, RUNS_DUE_SELECT, RUNS_LEASE, RUNS_SUCCEED
+import msgspec
+
+from ..statements import (
+    DUE_COLUMNS,
+    RUN_INSERT,
+    RUNS_DUE_FROM_MARK_SELECT,
+    RUNS_DUE_SELECT,
+    RUNS_LEASE,
+    RUNS_SUCCEED,
+)
 from .dialect import Dialect
 
 
 def _to_postgres(value: Any) -> Any:
-    match value:
-        case list() | tuple() | set() | frozenset():
-            return "{" + ",".join([_element(each) for each in value]) + "}"  # as text: the driver is slow at arrays
-        case _:
-            return value
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        return value
+    # as text: the driver is slow at arrays
+    if value and type(next(iter(value))) is UUID:
+        return "{" + msgspec.json.encode(value)[1:-1].decode() + "}"  # which is written as in JSON
+    return "{" + ",".join([_element(each) for each in value]) + "}"
 
 
 def _element(value: UUID | str | datetime | None) -> str:
@@ -84,7 +94,7 @@ copy {runs} (
   id, payload, job_name, status, scheduled_for_utc, attempt, max_attempts, created_at_utc, recurring_job_name,
   trace_context
 )
-from stdin
+from stdin (format binary)
 """
 
 # In the order of the leases shown, which is that of the ids: each is looked up by its key. To ask for the status too
@@ -128,6 +138,9 @@ order by changes desc, seconds desc nulls last
 limit 1
 """
 
+# a full queue of notifications would fail the commit: it fills where somebody listens, and never reads
+_HINT = "select pg_notify(:channel, :text) where pg_notification_queue_usage() < 0.5"
+
 POSTGRES = Dialect(
     name="postgres",
     migrations="postgres",
@@ -161,13 +174,13 @@ POSTGRES = Dialect(
     to_uuid=lambda value: value,
     from_uuid=lambda uuid: uuid,
     to_datetime=lambda value: value if value is None or value.tzinfo is UTC else value.astimezone(UTC),
-    # a full queue of notifications would fail the commit: it fills where somebody listens, and never reads
-    hint="select pg_notify(:channel, :text) where pg_notification_queue_usage() < 0.5",
+    hint=_HINT,
     overrides={"RUNS_DUE_FROM_MARK_SELECT": _DUE_FROM_MARK},
     own={
         "RUNS_CLAIM": _claim(RUNS_DUE_SELECT),
         "RUNS_CLAIM_FROM_MARK": _claim(_DUE_FROM_MARK),
         "RUNS_SUCCEED_SHOWN": _SUCCEED_SHOWN,
+        "RUN_INSERT_HINTED": f"with stored as ({RUN_INSERT})\n{_HINT}",
         "RUNS_INSERT": _RUNS_INSERT,
         "RUNS_COPY": _RUNS_COPY,
     },

@@ -39,6 +39,7 @@ SQLITE = Dialect(
     name="sqlite",
     migrations="sqlite",
     begin="begin immediate",
+    writers_max=1,
     # text that sorts as time does; SQLite knows milliseconds, Python writes microseconds
     now="strftime('%Y-%m-%d %H:%M:%f000', 'now')",
     now_plus_seconds="strftime('%Y-%m-%d %H:%M:%f000', 'now', :seconds || ' seconds')",

@@ -481,3 +481,19 @@ where 1 = 0
 select id, name, boot_id, pid_namespace, user_id, pid, process_started, marker, seen_at_utc
 from `durable_stack_workers`
 where 1 = 0
+
+-- RUNS_SUCCEED_BY_LEASE
+update `durable_stack_job_runs` force index (primary)
+set status = 'succeeded',
+    completed_at_utc = utc_timestamp(6),
+    last_token = lease_token,
+    lease_owner = null,
+    lease_token = null,
+    lease_until_utc = null,
+    error_type = null,
+    error_message = null,
+    error_detail = null,
+    stdout_tail = null,
+    stderr_tail = null
+where id in %(ids)s
+  and (id, lease_token) in %(leases)s

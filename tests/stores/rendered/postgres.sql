@@ -580,6 +580,20 @@ returning 1
 select count(*)
 from done
 
+-- RUN_INSERT_HINTED
+with stored as (
+insert into "durable_stack_job_runs" (
+  id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, requeued_from,
+  slot_utc, recurring_job_name, trace_context
+)
+values (
+  %(id)s, %(job_name)s, 'pending', %(payload)s, coalesce(%(scheduled_for)s, (select clock_timestamp())), 0, %(max_attempts)s, (select clock_timestamp()), %(requeued_from)s,
+  %(slot)s, %(recurring_job_name)s, %(trace_context)s
+)
+on conflict (id) do nothing
+)
+select pg_notify(%(channel)s, %(text)s) where pg_notification_queue_usage() < 0.5
+
 -- RUNS_INSERT
 insert into "durable_stack_job_runs" (
   id, job_name, status, payload, scheduled_for_utc, attempt, max_attempts, created_at_utc, requeued_from,
@@ -597,4 +611,4 @@ copy "durable_stack_job_runs" (
   id, payload, job_name, status, scheduled_for_utc, attempt, max_attempts, created_at_utc, recurring_job_name,
   trace_context
 )
-from stdin
+from stdin (format binary)
