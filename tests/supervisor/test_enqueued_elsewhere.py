@@ -157,9 +157,9 @@ async def test_an_idle_supervisor_on_sqlite_does_not_keep_itself_busy(
             looks: list[object] = []
             ask, heard = supervisor.claimer._claim_batch, anyio.Event()
 
-            async def counted(*arguments: object) -> object:
+            async def counted(*arguments: object, **keywords: object) -> object:
                 looks.append(arguments)
-                return await ask(*arguments)  # type: ignore[arg-type]
+                return await ask(*arguments, **keywords)  # type: ignore[arg-type]
 
             monkeypatch.setattr(supervisor.claimer, "_claim_batch", counted)
             run_id = await stack.async_client.enqueue("innocent")
