@@ -141,7 +141,7 @@ class Completer:
     def put_back(self, batch: Sequence[Told], *, refused: bool = False) -> None:
         """It could not be written. `refused`: one of them is the reason, which is to be found out before there are
         others."""
-        self._refused = refused and bool(batch)
+        self._refused = self._refused or (refused and bool(batch))
         self._on_the_way -= len(batch)
         self._waiting.extendleft(reversed(batch))
         self._more.set()

@@ -64,7 +64,7 @@ from .waking import Waking
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 2
-"""For the claimer and the completer. The heartbeat has one of its own; scheduler, residents, stacks, sweeper and
+"""For two claims under way, or a claim and the completer. The heartbeat has one of its own; scheduler, residents, stacks, sweeper and
 backlog watch share one; waking listens on one of its own, on PostgreSQL; children have none."""
 
 _LAST_WRITES_WITHIN_SECONDS = 5.0
