@@ -64,8 +64,8 @@ from .waking import Waking
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 2
-"""For two claims under way, or a claim and the completer. The heartbeat has one of its own; scheduler, residents, stacks, sweeper and
-backlog watch share one; waking listens on one of its own, on PostgreSQL; children have none."""
+"""For two claims under way, or a claim and the completer. The heartbeat has one of its own; scheduler, residents,
+stacks, sweeper and backlog watch share one; waking listens on one of its own, on PostgreSQL; children have none."""
 
 _LAST_WRITES_WITHIN_SECONDS = 5.0
 _LAST_EVENTS_WITHIN_SECONDS = 3.0
