@@ -1,11 +1,10 @@
-"""Claims due runs for executors that are idle, or about to be."""
+"""Claims due runs for executors that are idle or about to be, and of short runs some that wait behind others."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -67,7 +66,7 @@ class _Claiming:
 class Claimer:
     """Never claims more than can start at once, or in a moment: a claimed run that waits is a lease that ages.
 
-    Where there are many short runs, up to `claims_max` claims are under way while the batch before them is handed out.
+    Where there are many short runs, up to `claims_max` claims are under way beside the batch that is handed out.
     `guarded` returns once there is somebody who ends children when we cannot.
     """
 
@@ -127,8 +126,8 @@ class Claimer:
 
     @property
     def unanswered(self) -> bool:
-        """Whether the last claim failed."""
-        return self._failures_in_a_row > 0
+        """Whether the last claim failed, or one that failed may have leased what is yet to be released."""
+        return self._failures_in_a_row > 0 or bool(self._uncertain_claims)
 
     def wake_after(self, delay: timedelta) -> None:
         """There will be something to claim. What is further off than the next poll is left to it."""
@@ -169,17 +168,19 @@ class Claimer:
         room = self._pool.take_room(self._batch_size)
         if not room.size:  # the child for which there was has gone meanwhile
             return True
-        under_way: deque[_Claiming] = deque()
+        under_way: list[_Claiming] = []
+        ended: asyncio.Queue[_Claiming] = asyncio.Queue()  # no more than there are under way
         all_were_there = True
         async with anyio.create_task_group() as claims:
-            await self._begin(room, under_way, claims)
+            await self._begin(room, under_way, ended, claims)
             try:
                 while under_way:
-                    await under_way[0].ended.wait()
-                    all_were_there = all_were_there and under_way[0].is_full
+                    claiming = await ended.get()  # whichever comes first
+                    all_were_there = all_were_there and claiming.is_full
                     while all_were_there and (ahead := self._room_ahead(under_way)).size:
-                        await self._begin(ahead, under_way, claims)
-                    self._hand_out(under_way.popleft())
+                        await self._begin(ahead, under_way, ended, claims)
+                    under_way.remove(claiming)
+                    self._hand_out(claiming)
             finally:
                 with anyio.CancelScope(shield=True):
                     for claiming in under_way:  # whatever happens, what is claimed is handed out
@@ -195,21 +196,24 @@ class Claimer:
         ahead = self._pool.room_after([claiming.room for claiming in under_way], self._batch_size)
         return ahead if 2 * ahead.size >= self._batch_size else _NO_ROOM
 
-    async def _begin(self, room: Room, under_way: deque[_Claiming], claims: TaskGroup) -> None:
+    async def _begin(
+        self, room: Room, under_way: list[_Claiming], ended: asyncio.Queue[_Claiming], claims: TaskGroup
+    ) -> None:
         """Return once the database is being asked: there is time for other things then."""
         claiming = _Claiming(room)
         under_way.append(claiming)
-        claims.start_soon(self._claim, claiming)
+        claims.start_soon(self._claim, claiming, ended)
         with anyio.CancelScope(shield=True):
             await claiming.asked.wait()
 
-    async def _claim(self, claiming: _Claiming) -> None:
+    async def _claim(self, claiming: _Claiming, ended: asyncio.Queue[_Claiming]) -> None:
         try:
             with anyio.CancelScope(shield=True):
                 claiming.claimed = await self._claim_batch(claiming.room, begun=claiming.asked.set)
         finally:
             claiming.asked.set()  # if it did not come to that
             claiming.ended.set()
+            ended.put_nowait(claiming)
 
     def _hand_out(self, claiming: _Claiming) -> None:
         self._pool.hand_out(claiming.room, claiming.claimed.runs, claiming.claimed.passed_over)
@@ -309,8 +313,8 @@ class Claimer:
 
     async def _rest(self) -> None:
         """Wait for the next poll, or for a reason to look earlier."""
-        if self._failures_in_a_row:
-            backoff_seconds = _BACKOFF_SECONDS_FIRST * 2.0 ** min(self._failures_in_a_row - 1, 8)
+        if self.unanswered:
+            backoff_seconds = _BACKOFF_SECONDS_FIRST * 2.0 ** min(max(self._failures_in_a_row - 1, 0), 8)
             await anyio.sleep(min(backoff_seconds, _BACKOFF_SECONDS_MAX) * random.uniform(0.8, 1.0))
             return
         with anyio.move_on_after(self.pace.rest_seconds()):

@@ -24,7 +24,7 @@ class Delivery:
         """What the child is to get with the next `send`."""
         self._looks_in_vain = 0
 
-    def add(self, held: InHand) -> None:
+    def gather(self, held: InHand) -> None:
         self._numbered += 1
         held.order = self._numbered
         self.gathered.append(held)

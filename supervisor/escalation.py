@@ -44,7 +44,7 @@ class Escalation:
         if held is self._line.in_hand:
             self.end_run(ending)
             return
-        held.ending = ending
+        held.ending = ending if ending is Ending.LEASE_LOST else held.ending or ending
         self._line.let_go_of_waiting()
 
     def end_run(self, ending: Ending) -> None:

@@ -135,7 +135,7 @@ class Executor:
             held.take_back()
             self.line.give_back()
             self._died(f"child {child.pid} of slot {self.number} ended with {how} before it began its run")
-        while self.line.behind:  # it has begun these too, and what it said of those before was lost
+        while self.line.behind:  # it has begun these too; what it said of those before them did not come through
             self.line.move_on()
             self._finish_taken(death, child)
         self.line.hand_on(untaken)
@@ -143,8 +143,7 @@ class Executor:
     def _finish_taken(self, death: Death, child: ChildProcess) -> None:
         held = self.line.in_hand
         assert held is not None
-        held.begun = True
-        self._slots.began(held.run, held.course)
+        self.line.begins(held)
         self._finish(held, death, child)
 
     def _died(self, why: str) -> None:
@@ -170,7 +169,8 @@ class Executor:
     # --- what the child says
 
     def _on_replies(self, replies: Sequence[wire.Reply]) -> None:
-        """Nearly all are successes of which nothing is to be said one by one."""
+        """Successes of which nothing is to be said one by one, which nearly all are, are recorded together, up to a
+        reply that is something else."""
         plain: list[tuple[InHand, wire.Succeeded]] = []
         for reply in replies:
             held = self.line.in_hand
@@ -195,15 +195,14 @@ class Executor:
         )
 
     def _on_successes(self, plain: Sequence[tuple[InHand, wire.Succeeded]]) -> None:
-        child = self.line.child
-        if not plain or child is None:
+        if not plain:
             return
+        child = self.line.child
+        assert child is not None  # each of them was looked at with it
         self._deaths_in_a_row = 0
         for held, _ in plain:
             held.end()
-            if not held.begun:
-                held.begun = True
-                self._slots.began(held.run, held.course)
+            self.line.begins(held)
         self._slots.succeeded([(held, reply.seconds, output_of(reply, held, child)) for held, reply in plain])
         self.line.stepped(len(plain))
         if self.line.in_hand is None and not child.gone:
@@ -215,8 +214,7 @@ class Executor:
             case wire.Succeeded() | wire.Failed() if held is not None and held.order == reply.number:
                 self._on_result(held, reply)
             case wire.Began() if held is not None and held.order == reply.number:
-                if not held.begun:
-                    self._on_beginning(held, reply)
+                self._on_beginning(held, reply)
             case wire.Ready(job_names=job_names):
                 self._boot.on_ready(frozenset(job_names))
             case wire.Spoilt(left=left):
@@ -227,18 +225,16 @@ class Executor:
                 log.warning("slot %d: a reply to order %d, which is not in hand", self.number, reply.number)
 
     def _on_beginning(self, held: InHand, began: wire.Began) -> None:
-        held.begun = True
+        """We may have found out before: it knows more of it."""
         held.cpu_before = (began.user_cpu_seconds, began.system_cpu_seconds)
         held.began_boottime = min(began.boottime or held.began_boottime, boottime())
         held.course = Course(None, began.trace_id, began.span_id) if began.trace_id else NOT_BEGUN
-        self._slots.began(held.run, held.course)
+        self.line.begins(held)
 
     def _on_result(self, held: InHand, reply: wire.Succeeded | wire.Failed) -> None:
         line, child = self.line, self.line.child
         self._deaths_in_a_row = 0
-        if not held.begun:
-            held.begun = True
-            self._slots.began(held.run, held.course)
+        line.begins(held)
         if reply.boottime:
             held.began_boottime = min(reply.boottime, held.began_boottime)
         is_dying = child is not None and child.killed

@@ -69,7 +69,6 @@ class Heartbeat:
         self._next_beat_at = 0.0
         self._next_cancel_check_at = 0.0
         self._stopping = threading.Event()
-        self._cancels_told: set[UUID] = set()
         self._turned_at: float | None = None
 
     @property
@@ -155,10 +154,9 @@ class Heartbeat:
             self._on_loop(lambda run_ids: self.on_stack_requested(run_ids), requests.stack)
 
     def _tell_cancelled(self, run_ids: Collection[UUID]) -> None:
-        new = set(run_ids) - self._cancels_told
-        self._cancels_told = set(run_ids)
-        if new:
-            self._on_loop(lambda ids: self._end_runs(ids, Ending.CANCELLED), new)
+        """Until it has ended: one that is claimed, and not handed out yet, is with nobody who could end it."""
+        if run_ids:
+            self._on_loop(lambda ids: self._end_runs(ids, Ending.CANCELLED), run_ids)
 
     def _lose(self, leases: list[Lease], why: str) -> None:
         """Their children have been killed already; tell those who keep the books."""

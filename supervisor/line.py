@@ -98,12 +98,16 @@ class Line:
     def _begin(self, child: ChildProcess, held: InHand) -> None:
         listen_to(child, held)
         held.count_from_here()
-        self.runs_begun += 1
-        self._deliver(held)
+        self._gather(held)
 
-    def _deliver(self, held: InHand) -> None:
-        self._delivery.add(held)
+    def _gather(self, held: InHand) -> None:
+        self.runs_begun += 1
+        self._delivery.gather(held)
         self._start_timeout(held)
+
+    def _take_back_front(self, held: InHand) -> None:
+        self.runs_begun -= 1
+        held.take_back()
 
     def deliver(self) -> None:
         """Give the child what was assigned to it and added, as far as the leases are to be trusted."""
@@ -112,15 +116,14 @@ class Line:
             return
         for lease in self._slots.not_to_begin([held.lease for held in self._delivery.gathered], child):
             self._withdraw(lease)
-        unsent = self._delivery.send(child)
-        if self.behind:
-            self._delivery.hears_less(child)
-        for held in unsent:
+        for held in self._delivery.send(child):
             if held is self.in_hand:  # there is nothing in its way but the child
-                held.take_back()
+                self._take_back_front(held)
                 self.retire()
             else:
                 self._let_go_behind(held)
+        if self.behind:
+            self._delivery.hears_less(child)
         if self.in_hand is None and self._takes_runs(child):
             self._idle()
 
@@ -129,7 +132,7 @@ class Line:
         if held is not self.in_hand:
             self._let_go_behind(held)
             return
-        held.take_back()
+        self._take_back_front(held)
         self.give_back()
         if self.behind:
             self.move_on()
@@ -198,7 +201,7 @@ class Line:
             if not fits(seconds / times):
                 return False
             held = InHand(waiting.popleft())
-            self._delivery.add(held)
+            self._delivery.gather(held)
             self.behind.append(held)
         return at_most < room
 
@@ -254,7 +257,7 @@ class Line:
         front = self.in_hand
         if front is not None and front.delivered:
             if count > len(untaken):
-                front.take_back()
+                self._take_back_front(front)
             elif front.assignment.short and not front.begun:
                 self._begins_untold(front, child)
         return untaken
@@ -263,8 +266,13 @@ class Line:
         process = None if child.gone else usage.look(child.pid)
         if process is not None:  # what it had used before is not known any more
             held.cpu_before = (process.user_cpu_seconds, process.system_cpu_seconds)
-        held.begun = True
-        self._slots.began(held.run, held.course)
+        self.begins(held)
+
+    def begins(self, held: InHand) -> None:
+        """From here on its attempt counts, whoever said so first."""
+        if not held.begun:
+            held.begun = True
+            self._slots.began(held.run, held.course)
 
     def hand_on(self, back: Sequence[InHand]) -> None:
         """Have others do what no child has begun, unless it was to end anyway."""
@@ -283,7 +291,7 @@ class Line:
             return
         self.take_back()
         if self.in_hand is not None and not self.in_hand.delivered and self._takes_runs(child):
-            self._deliver(self.in_hand)
+            self._gather(self.in_hand)
             self.deliver()
 
     def look_after(self, now: float) -> None:

@@ -99,7 +99,7 @@ class Orders:
             return int(wire.PERMIT.unpack(permit)[0])
 
     def _order_of(self, generation: int) -> wire.Execute | wire.Follows:
-        """The first one of this generation; those before it are void, and were taken back."""
+        """The first one of this generation. Those before it are void: taken back, or without room for their permits."""
         while True:
             while self._ahead:
                 of, order = self._ahead.popleft()
@@ -142,14 +142,17 @@ class Orders:
 
     def _wait(self) -> None:
         try:
-            self._poll.poll()
+            events = self._poll.poll()
         except MemoryError:
             sleep(_NO_MEMORY_PAUSE_SECONDS)
+            return
+        if any(event & select.POLLNVAL for _, event in events):  # a job has closed one of them
+            raise OrdersLost
 
     # --- the thread that listens
 
     def bring(self, order: wire.Execute) -> None:
-        """One that was too long for a message."""
+        """One that was too long for a window."""
         self._long.put(order)
 
     def cancel(self, number: int) -> None:

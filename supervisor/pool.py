@@ -44,8 +44,8 @@ log = logging.getLogger(__name__)
 _UNBEGUN_MAX = 3
 _UNBEGUN_RUNS_MAX = 1_000
 _LOOK_SECONDS = 0.025
-_GENEROUS_TIMES = 3
-_BY_THE_ANSWER = 2
+_GENEROUS_TIMES = 3  # as many as a child should have, for what is claimed already
+_BY_THE_ANSWER = 2  # windows: that which is being done, and the one after it
 _LOOK_FOR_REPLIES_SECONDS = 0.001
 _MORE_ROOM_WITHIN_SECONDS = 0.001
 _LEASE_IS_LOST = "its lease is lost"
@@ -204,7 +204,7 @@ class Pool:
         self._count_waiting()
 
     def _place_behind(self, assignments: Sequence[Assignment]) -> int:
-        """Evenly."""
+        """Evenly over those that let others follow; nothing is sent yet. Return for how many there is no room."""
         lines = [executor.line for executor in self.executors if executor.line.lets_follow]
         lines.sort(key=lambda line: len(line.behind))
         waiting = deque(assignment for assignment in assignments if assignment.may_wait)

@@ -179,10 +179,10 @@ class ChildProcess:
             message = wire.frame(wire.Window(self._generation, [wire.Follows(orders[0].number)]))
         try:
             self._orders.send(message, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return 0
-        except OSError:  # the death of the child is learnt elsewhere
+        except ConnectionError:  # the death of the child is learnt elsewhere
             pass
+        except OSError:  # no room, or no memory
+            return 0
         if is_long:
             self.send(orders[0])
         try:

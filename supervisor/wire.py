@@ -6,7 +6,7 @@
         | -- Trust(until) --------------------------->   |   where there is no guard: end yourself by then
         | == Window([Execute(number, ...), ...]) =====>  |   to be taken one after the other
         | == a permit for each of them ===============>  |   from where it is taken on the attempt counts
-        | <-------------------- Began(number, ...) ----  |   said of a run that is not expected to be short
+        | <-------------------- Began(number, ...) ----  |   of a run that is not expected to be short, or traced
         | -- Cancel(number) ------------------------->   |   please leave; force follows
         | <------------------- Succeeded(number, ...) -  |   one of the two
         | <---------------------- Failed(number, ...) -  |
@@ -83,11 +83,11 @@ class Execute(Struct, frozen=True, tag="execute", omit_defaults=True, gc=False):
     """In bytes, while the run lasts."""
     short: bool = False
     """Others may follow at once: the reply is to hold what the run has written, for nobody else could tell whose it is,
-    and there is no need to say that it has begun."""
+    and that it has begun need not be said, unless it is traced."""
 
 
 class Follows(Struct, frozen=True, tag="follows"):
-    """In the place of an order that is too long for a message; it takes the control pipe."""
+    """In the place of an order that is too long for a window; it takes the control pipe."""
 
     number: int
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import itertools
+import threading
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import zip_longest
 from typing import Any
@@ -273,23 +275,68 @@ async def test_the_next_batch_is_claimed_while_this_one_is_handed_out_as_long_as
     hall = Hall(Backlog(100), idle=1, batch_size=10)
     hall.pool.behind = 35
     handed_out: list[int] = []
-    hand_out, exchange = hall.pool.hand_out, hall.store.exchange
+    hand_out, claim_batch = hall.pool.hand_out, hall.claimer._claim_batch
     asked_before = []
 
     def noted(room: Room, runs: Sequence[Run], passed_over: int) -> None:
         handed_out.append(len(runs))
         hand_out(room, runs, passed_over)
 
-    def asked(outcomes: Sequence[Outcome], claim: Claim) -> Exchanged:
+    async def asked(room: Room, *, begun: Callable[[], None]) -> Claimed:
         asked_before.append(len(handed_out))
-        return exchange(outcomes, claim)
+        return await claim_batch(room, begun=begun)
 
-    hall.pool.hand_out, hall.store.exchange = noted, asked  # type: ignore[method-assign]
+    hall.pool.hand_out, hall.claimer._claim_batch = noted, asked  # type: ignore[method-assign]
     await hall.step()
     assert [claim.batch_size for claim in hall.store.claims] == [10, 10, 10, 6]
     assert asked_before[:2] == [0, 0], "the second one was asked for before the first one was handed out"
     assert handed_out == [10, 10, 10, 6]
     assert len({run.id for _, run in hall.pool.assigned}) == 36
+
+
+class SecondIsSlow(Hall):
+    """Three claims; the second one is not answered before the third has been handed out."""
+
+    def __init__(self, failure: StoreError | None = None) -> None:
+        super().__init__(Backlog(100), idle=1, batch_size=10, claims_max=2)
+        self.pool.behind = 29
+        self.sizes: list[int] = []
+        self._failure = failure
+        self._third_is_handed_out = threading.Event()
+        self._asked = itertools.count(1)
+        self._exchange, self._hand_out = self.store.exchange, self.pool.hand_out
+        self.store.exchange, self.pool.hand_out = self.exchange, self.hand_out  # type: ignore[method-assign]
+
+    def exchange(self, outcomes: Sequence[Outcome], claim: Claim) -> Exchanged:
+        if next(self._asked) == 2:
+            assert self._third_is_handed_out.wait(10)
+            if self._failure is not None:
+                raise self._failure
+        return self._exchange(outcomes, claim)
+
+    def hand_out(self, room: Room, runs: Sequence[Run], passed_over: int) -> None:
+        self._hand_out(room, runs, passed_over)
+        self.sizes.append(len(runs))
+        if len(self.sizes) == 2:
+            self._third_is_handed_out.set()
+
+
+async def test_of_two_claims_under_way_neither_waits_for_the_other() -> None:
+    hall = SecondIsSlow()
+    await hall.step()
+    assert hall.sizes == [10, 10, 10]
+    assert len({run.id for _, run in hall.pool.assigned}) == 30
+
+
+async def test_a_claim_that_may_have_leased_runs_is_not_forgotten_for_another_that_was_answered() -> None:
+    hall = SecondIsSlow(CUT)
+    await hall.step()
+    assert hall.sizes == [10, 10, 0]
+    assert hall.claimer.unanswered
+    hall.pool.idle = [0]
+    await hall.step()
+    assert not hall.claimer.unanswered
+    assert [what for what, _ in hall.store.steps].count("release") == 1
 
 
 @pytest.mark.parametrize("failure", [AWAY, CUT, StoreError("refused")])
