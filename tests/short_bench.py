@@ -59,7 +59,8 @@ class ShortBench:
     def notes(self) -> list[Note]:
         if not self.diary.exists():
             return []
-        lines = (line.split() for line in self.diary.read_text().splitlines())
+        text = self.diary.read_text()
+        lines = (line.split() for line in text[: text.rfind("\n") + 1].splitlines())  # the last one is being written
         return [Note(UUID(id), int(attempt), what, int(pid), float(at)) for id, attempt, what, pid, at in lines]
 
     def executions(self) -> Counter[UUID]:

@@ -87,7 +87,8 @@ class Bench:
     def notes(self, run_id: UUID | None = None, what: str | None = None) -> list[Note]:
         if not self.diary.exists():
             return []
-        lines = (line.split() for line in self.diary.read_text().splitlines())
+        text = self.diary.read_text()
+        lines = (line.split() for line in text[: text.rfind("\n") + 1].splitlines())  # the last one is being written
         notes = [Note(UUID(id), int(attempt), what_, int(pid), float(at)) for id, attempt, what_, pid, at in lines]
         return [n for n in notes if (run_id is None or n.run_id == run_id) and (what is None or n.what == what)]
 
