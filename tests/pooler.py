@@ -62,6 +62,7 @@ class TransactionPooler:
         self._clients: list[socket.socket] = []
         self.greeting = b""
         self.taken = 0  # how often a session was taken, by any client
+        self.flushed_in_vain = 0  # after a Sync: if its answer comes first, a session is taken for nothing, and kept
 
     def __enter__(self) -> Self:
         self._free = [self.new_session() for _ in range(self._count)]
@@ -124,22 +125,27 @@ def greet(client: socket.socket, greeting: bytes) -> None:
 
 
 class Client:
+    """What comes in parts is passed on in parts: whoever has sent one may wait for what the other one has to say."""
+
     def __init__(self, pooler: TransactionPooler, client: socket.socket) -> None:
         self._pooler = pooler
         self._client = client
         self._session: socket.socket | None = None
+        self._asks = Messages()
+        self._answers = Messages()
         self._awaited = 0  # answers that end with ReadyForQuery
+        self._asked_last = b""
 
     def serve(self) -> None:
         try:
-            while self._forward_one():
+            while self._forward_some():
                 pass
         finally:
             if self._session is not None:  # in the middle of something that nobody will end
                 self._session.close()
                 self._pooler.put_back(self._pooler.new_session())
 
-    def _forward_one(self) -> bool:
+    def _forward_some(self) -> bool:
         with selectors.DefaultSelector() as selector:
             selector.register(self._client, selectors.EVENT_READ)
             if self._session is not None:
@@ -148,20 +154,39 @@ class Client:
         return self._answer(self._session) if self._session in ready and self._session else self._request()
 
     def _request(self) -> bool:
-        message = read_message(self._client)
-        if message.kind == b"X":
-            return False
-        self._session = self._session or self._pooler.take()
-        self._awaited += message.kind in (b"Q", b"S")
-        self._session.sendall(bytes(message))
+        for message in self._asks.read(self._client):
+            if message.kind == b"X":
+                return False
+            self._session = self._session or self._pooler.take()  # for whatever it asks, if it is a Flush alone
+            self._awaited += message.kind in (b"Q", b"S")
+            self._pooler.flushed_in_vain += (self._asked_last, message.kind) == (b"S", b"H")
+            self._asked_last = message.kind
+            self._session.sendall(bytes(message))
         return True
 
     def _answer(self, session: socket.socket) -> bool:
-        message = read_message(session)
-        if message.kind == b"Z":
-            self._awaited -= 1
-            if self._awaited == 0 and message.body == b"I":
-                self._session = None
-                self._pooler.put_back(session)
-        self._client.sendall(bytes(message))
+        for message in self._answers.read(session):
+            if message.kind == b"Z":
+                self._awaited -= 1
+                if self._awaited == 0 and message.body == b"I":
+                    self._session = None
+                    self._pooler.put_back(session)
+            self._client.sendall(bytes(message))
         return True
+
+
+class Messages:
+    """Of one side, as they become whole."""
+
+    def __init__(self) -> None:
+        self._read = b""
+
+    def read(self, side: socket.socket) -> list[Message]:
+        if not (chunk := side.recv(65536)):
+            raise ConnectionResetError
+        self._read += chunk
+        whole: list[Message] = []
+        while len(self._read) >= 5 and len(self._read) > (length := struct.unpack_from(">I", self._read, 1)[0]):
+            whole.append(Message(self._read[:1], self._read[5 : length + 1]))
+            self._read = self._read[length + 1 :]
+        return whole

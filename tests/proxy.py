@@ -77,10 +77,10 @@ class Cut:
 
 
 class Prepared:
-    """The statements that psycopg has prepared on one connection: later it sends no more than their names."""
+    """The statements that a server keeps for one connection: later no more is sent than their names."""
 
-    PARSE = re.compile(rb"P.{4}(_pg3_\d+)\0([^\0]+)\0", re.DOTALL)
-    BIND = re.compile(rb"B.{4}\0(_pg3_\d+)\0", re.DOTALL)
+    PARSE = re.compile(rb"P.{4}(durablestack_\w+)\0([^\0]+)\0", re.DOTALL)
+    BIND = re.compile(rb"B.{4}\0(durablestack_\w+)\0", re.DOTALL)
 
     def __init__(self) -> None:
         self._texts: dict[bytes, bytes] = {}

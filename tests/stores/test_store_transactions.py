@@ -10,7 +10,7 @@ from exam import LEASE_DURATION, Place, enqueue_and_claim
 from durablestack.errors import StoreError, StoreUnavailable
 from durablestack.runs import RunStatus, Succeeded
 from durablestack.stores.connections import Transaction
-from durablestack.stores.connections.transaction import CursorTransaction
+from durablestack.stores.connections.postgres_pipeline import Pipeline
 from durablestack.stores.contract import Store
 from durablestack.stores.sql import SqlStore
 from pooler import TransactionPooler
@@ -37,9 +37,9 @@ def test_rows_are_those_of_their_own_statement_though_earlier_answers_come_first
 
 
 def until_answers_arrive(tx: Transaction) -> None:
-    assert isinstance(tx, CursorTransaction)
-    connection = tx._new_cursor().connection
-    readable, _, _ = select.select([connection.fileno()], [], [], 30)
+    assert isinstance(tx, Pipeline)
+    tx._flush()
+    readable, _, _ = select.select([tx._pgconn.socket], [], [], 30)
     assert readable
 
 
@@ -125,3 +125,17 @@ def test_a_pooler_that_is_not_seen_costs_one_operation_that_is_repeated_and_noth
         assert uncertain == [False]
         assert store.record([Succeeded(lease)]) == {lease.run_id: RunStatus.SUCCEEDED}
         store.close()
+
+
+def test_nothing_is_asked_of_a_pooler_after_the_end_of_a_transaction(
+    postgres_dsn: str, pooled_place: Callable[[int], Place]
+) -> None:
+    with TransactionPooler(urlsplit(postgres_dsn).port or 5432, sessions=1) as pooler:
+        in_turns = [pooled_place(pooler.port).open(connections_max=1) for _ in range(2)]
+        leases = [enqueue_and_claim(store) for store in in_turns]
+        for _ in range(10):
+            for store, lease in zip(in_turns, leases, strict=True):
+                assert store.extend_leases([lease], LEASE_DURATION).held == {lease.run_id}
+        for store in in_turns:
+            store.close()
+        assert pooler.flushed_in_vain == 0

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from durablestack.errors import OptionsError, SchemaError, StoreError, StoreUnavailable
 from durablestack.options import ConnectionTarget, redact
@@ -20,6 +19,8 @@ from .transaction import AlreadyThere, CursorTransaction, ExecuteMany, Row, Tran
 if TYPE_CHECKING:
     import psycopg
 
+    from .postgres_pipeline import Pipeline
+
 _CONNECT_WITHIN_SECONDS = 5.0
 _SCHEMA_STATES = ("42P01", "42703", "3F000")
 # Bugs and bad data: the same statement will fail the same way. All else that a server says may pass:
@@ -28,8 +29,6 @@ _FINAL_CLASSES = ("22", "23", "42", "0A", "21")
 # A prepared statement is not known, is known already, is something else, or cannot be had: somebody in between hands
 # out sessions. It is the statement that fails, and so nothing was done.
 _UNPREPARED_STATES = ("26000", "42P05", "08P01", "0A000")
-_PREPARED_AFTER = 5
-"""How often a connection sends a statement before the server is asked to keep it, with its plan."""
 
 
 class _Committing:
@@ -51,13 +50,16 @@ class PostgresConnections:
         try:
             import psycopg
             from psycopg_pool import ConnectionPool
+
+            from .postgres_pipeline import Pipeline
         except ImportError as error:
             raise OptionsError(
                 f"PostgreSQL needs the driver psycopg ({error}); install it with: pip install 'durablestack[all]'"
             ) from None
         self._psycopg = psycopg
         self._place = target.describe()
-        self._begin = [statement.strip().encode() for statement in begin.split(";")]
+        self._pipeline_of = Pipeline
+        self._begin = [statement.strip() for statement in begin.split(";")]
         self._timeout_seconds = timeout_seconds
         self._conninfo = _postgres_conninfo(target, timeout_seconds)
         self._connection_class = _bounded_connection_class(timeout_seconds)
@@ -85,41 +87,39 @@ class PostgresConnections:
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
         """Statements are sent without waiting, as far as nobody asks for their rows: two journeys, not five."""
-        with self._committing() as (connection, committing):
-            with ExitStack() as pipeline:  # which ends where something is copied: there is no way within
-                pipeline.enter_context(connection.pipeline())
-                for statement in self._begin:
-                    connection.execute(statement)
-                tx = CursorTransaction(connection.cursor, before_copy=pipeline.close)
-                yield tx
-                committing.begun = True
-                connection.execute(b"commit", prepare=False)  # whoever reads along should see what it is
-            tx.settle()
+        with self._committing() as (tx, committing):
+            for statement in self._begin:
+                tx.run(statement, {})
+            yield tx
+            committing.begun = True
+            tx.end(b"commit")
 
     def run_alone(self, statement: str, parameters: Mapping[str, Any]) -> None:
         """It is committed with its end, in one journey."""
-        with self._committing() as (connection, committing):
-            connection.pgconn.consume_input()  # a line that was cut before is noticed before anything is sent
+        with self._committing() as (tx, committing):
+            tx.check()
+            tx.run(statement, parameters)
             committing.begun = True
-            connection.alone.execute(statement, parameters)
+            tx.end()
 
     @contextmanager
-    def _committing(self) -> Iterator[tuple[Any, _Committing]]:
-        """A connection, and the mark to be set before the commit is sent."""
+    def _committing(self) -> Iterator[tuple[Pipeline, _Committing]]:
+        """A transaction, and the mark to be set before its commit is sent."""
         committing = _Committing()
         with self._connection() as connection:
+            tx = self._pipeline_of(connection, connection.keeper if self._prepares else None)
             try:
-                connection.prepare_threshold = _PREPARED_AFTER if self._prepares else None
-                yield connection, committing
+                yield tx, committing
             except self._psycopg.OperationalError as error:
                 if committing.begun and error.sqlstate is None:  # no answer: done or not
                     text = f"{self._place}: at the commit: {_one_line(error)}"
                     raise StoreUnavailable(text, uncertain=True) from error
                 raise
             finally:
+                tx.abandon()
                 self._roll_back(connection)
 
-    def _roll_back(self, connection: psycopg.Connection[Row]) -> None:
+    def _roll_back(self, connection: Any) -> None:
         """After an error; after a commit there is nothing to roll back."""
         status = self._psycopg.pq.TransactionStatus
         if connection.pgconn.transaction_status in (status.INTRANS, status.INERROR):
@@ -129,11 +129,10 @@ class PostgresConnections:
     @contextmanager
     def read(self) -> Iterator[Transaction]:
         with self._connection() as connection:
-            connection.prepare_threshold = None
             yield CursorTransaction(connection.cursor)
 
     @contextmanager
-    def _connection(self) -> Iterator[psycopg.Connection[Row]]:
+    def _connection(self) -> Iterator[Any]:
         """A connection for one operation, of however many statements, within the time for one."""
         give_up_at = time.monotonic() + self._timeout_seconds
         try:
@@ -209,20 +208,16 @@ def _one_line(error: Exception) -> str:
 def _bounded_connection_class(timeout_seconds: float) -> type[psycopg.Connection[Row]]:
     import psycopg
 
+    from .postgres_pipeline import Keeper
+
     class BoundedConnection(psycopg.Connection[Row]):
         """Gives a silent server up: neither TCP nor the server's own time-outs notice a frozen path."""
 
         give_up_at = math.inf
 
-        @cached_property
-        def alone(self) -> psycopg.Cursor[Row]:
-            """For statements whose rows nobody asks for: to make one takes as long as to send one."""
-            return self.cursor()
-
         def __init__(self, *args: Any, **keywords: Any) -> None:
             super().__init__(*args, **keywords)
-            # names that nobody else gives: on a session that is not ours our statements are unknown, and never others
-            self._prepared._prepared_idx = secrets.randbits(60)
+            self.keeper = Keeper()
 
         def wait(self, gen: Any, *args: Any, **keywords: Any) -> Any:
             if keywords.get("timeout") is None and len(args) < 2:
@@ -230,8 +225,11 @@ def _bounded_connection_class(timeout_seconds: float) -> type[psycopg.Connection
             try:
                 return super().wait(gen, *args, **keywords)
             except psycopg.errors._WaitTimeout:
-                self.close()
-                raise psycopg.OperationalError(f"no answer within {timeout_seconds:g} s") from None
+                self.give_up()
+
+        def give_up(self) -> NoReturn:
+            self.close()
+            raise psycopg.OperationalError(f"no answer within {timeout_seconds:g} s") from None
 
     return BoundedConnection
 

@@ -78,25 +78,15 @@ class CursorTransaction:
         execute_many: ExecuteMany | None = None,
         *,
         may_notify: bool = True,
-        before_copy: Callable[[], None] = lambda: None,
     ) -> None:
         self.may_notify = may_notify
-        self._before_copy = before_copy
         self._new_cursor = new_cursor
         self._execute_many = execute_many or (lambda cursor, statement, rows: cursor.executemany(statement, rows))
-        self._asked: list[Callable[[], list[Row]]] = []
 
     def ask(self, statement: str, parameters: Mapping[str, Any]) -> Callable[[], list[Row]]:
         cursor = self._new_cursor()
         cursor.execute(statement, parameters)
-        answer = cache(lambda: [tuple(row) for row in cursor.fetchall()])
-        self._asked.append(answer)
-        return answer
-
-    def settle(self) -> None:
-        """Read what was asked for, while errors are still those of this transaction."""
-        for answer in self._asked:
-            answer()
+        return cache(lambda: [tuple(row) for row in cursor.fetchall()])
 
     def fetch(self, statement: str, parameters: Mapping[str, Any]) -> list[Row]:
         cursor = self._new_cursor()
@@ -116,7 +106,6 @@ class CursorTransaction:
             self._execute_many(self._new_cursor(), statement, parameters)
 
     def copy(self, statement: str, portions: Callable[[str], Iterable[bytes]]) -> None:
-        self._before_copy()
         cursor = self._new_cursor()
         with cursor.copy(statement) as copy:
             for portion in portions(cursor.connection.info.encoding):
