@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -141,6 +141,10 @@ class Claimer:
     async def run(self) -> None:
         filled = False
         with self._comes_when(_never):
+            async with anyio.create_task_group() as meanwhile:
+                for _ in range(self._claims_max):
+                    meanwhile.start_soon(self._warm_up)
+                await self._pool.wait_for_children()
             while True:
                 await self._completer.has_room()
                 with self._comes_when(lambda: self._pool.has_room):
@@ -150,9 +154,13 @@ class Claimer:
                 with self._comes_when(_now):
                     if filled:  # there is a backlog: to claim for several at once is worth a moment
                         await self._pool.wait_for_more_room()
-                    filled = await self._fill()
+                    filled = await self._fill(backlog=filled)
                 if not filled:
                     await self._rest()
+
+    async def _warm_up(self) -> None:
+        with suppress(StoreError):  # the claim that follows tells of it
+            await ask_store(self._store.warm_up)
 
     @contextmanager
     def _comes_when(self, comes_by: Callable[[], bool]) -> Iterator[None]:
@@ -163,8 +171,8 @@ class Claimer:
             self._comes_by = before
             self._completer.look()
 
-    async def _fill(self) -> bool:
-        """Claim runs for all the room there is; return whether there were as many."""
+    async def _fill(self, *, backlog: bool = False) -> bool:
+        """Claim runs for all the room there is; return whether there were as many, as if there is a backlog."""
         room = self._pool.take_room(self._batch_size)
         if not room.size:  # the child for which there was has gone meanwhile
             return True
@@ -174,11 +182,13 @@ class Claimer:
         async with anyio.create_task_group() as claims:
             await self._begin(room, under_way, ended, claims)
             try:
+                if backlog:
+                    await self._begin_ahead(under_way, ended, claims)
                 while under_way:
                     claiming = await ended.get()  # whichever comes first
                     all_were_there = all_were_there and claiming.is_full
-                    while all_were_there and (ahead := self._room_ahead(under_way)).size:
-                        await self._begin(ahead, under_way, ended, claims)
+                    if all_were_there:
+                        await self._begin_ahead(under_way, ended, claims)
                     under_way.remove(claiming)
                     self._hand_out(claiming)
             finally:
@@ -191,10 +201,18 @@ class Claimer:
     def _room_ahead(self, under_way: Collection[_Claiming]) -> Room:
         """Room for one more batch, while others are under way or yet to be handed out: if there are so many short runs
         that both the database and we have enough to do."""
-        if self._completer.is_full or not self._is_guarded() or len(under_way) > self._claims_max:
+        if self._completer.is_full or not self._is_guarded():
+            return _NO_ROOM
+        if sum(not claiming.ended.is_set() for claiming in under_way) >= self._claims_max:
             return _NO_ROOM
         ahead = self._pool.room_after([claiming.room for claiming in under_way], self._batch_size)
         return ahead if 2 * ahead.size >= self._batch_size else _NO_ROOM
+
+    async def _begin_ahead(
+        self, under_way: list[_Claiming], ended: asyncio.Queue[_Claiming], claims: TaskGroup
+    ) -> None:
+        while (ahead := self._room_ahead(under_way)).size:
+            await self._begin(ahead, under_way, ended, claims)
 
     async def _begin(
         self, room: Room, under_way: list[_Claiming], ended: asyncio.Queue[_Claiming], claims: TaskGroup

@@ -48,6 +48,7 @@ _GENEROUS_TIMES = 3  # as many as a child should have, for what is claimed alrea
 _BY_THE_ANSWER = 2  # windows: that which is being done, and the one after it
 _LOOK_FOR_REPLIES_SECONDS = 0.001
 _MORE_ROOM_WITHIN_SECONDS = 0.001
+_ALL_CHILDREN_WITHIN_SECONDS = 0.1
 _LEASE_IS_LOST = "its lease is lost"
 
 
@@ -119,6 +120,15 @@ class Pool:
         while not self.has_room:
             self._some_room = anyio.Event()
             await self._some_room.wait()
+
+    async def wait_for_children(self) -> None:
+        """Wait for the first child, and a moment for the others, which are started one after the other: to claim for
+        each by itself would keep those that follow from their start."""
+        await self.wait_for_room()
+        with anyio.move_on_after(_ALL_CHILDREN_WITHIN_SECONDS):
+            while len(self._idle) < len(self.executors):
+                self._some_room = anyio.Event()
+                await self._some_room.wait()
 
     async def wait_for_more_room(self) -> None:
         """Wait a moment for those that are about to be idle, where short runs are done one at a time."""

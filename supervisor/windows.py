@@ -18,7 +18,7 @@ AHEAD_SECONDS = 0.010
 SHORT_RUNS_FIRST = 32
 """Before there have been so many, nothing is claimed to wait: a few short ones among others would not find a place."""
 
-SHORT_RUNS_ALONE = 8
+SHORT_RUNS_ALONE = 4
 """The same where there have been no others."""
 
 _WEIGHT = 0.1  # of the latest run in what is expected of the next one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -13,7 +14,7 @@ from .contract import EXPIRED_PER_CLAIM_MAX, Claim, Claimed, taken_by
 from .low_water import LowWater, Mark
 from .outcomes import end_expired_lease
 from .rows import UnreadableRow, Value, error_parameters, output_parameters
-from .session import Session
+from .session import Answer, Session
 
 
 def claim_due_runs(tx: Session, claim: Claim, recorded: Mapping[UUID, RunStatus], low_water: LowWater) -> Claimed:
@@ -32,13 +33,7 @@ def ask_to_claim(tx: Session, claim: Claim, low_water: LowWater) -> Callable[[],
     A row that cannot be read is told of, and ends with its lease.
     """
     mark = low_water.mark()
-    answer = tx.ask(
-        "RUNS_CLAIM" if mark is None else "RUNS_CLAIM_FROM_MARK",
-        **_due_parameters(claim, mark),
-        **_lease_parameters(claim),
-        may_wait=list(claim.may_wait),
-        begin_max=claim.batch_size if claim.begin_max is None else claim.begin_max,
-    )
+    answer = _ask(tx, claim, mark)
 
     def claimed() -> Claimed:
         rows = answer()
@@ -50,10 +45,35 @@ def ask_to_claim(tx: Session, claim: Claim, low_water: LowWater) -> Callable[[],
     return claimed
 
 
+def rehearse(tx: Session) -> None:
+    """Have the database read, plan and keep what claims ask of it in a single journey. Nothing is claimed."""
+    nobody, now = UUID(int=0), datetime.now(UTC)
+    claim = Claim(
+        worker_name="",
+        worker_id=nobody,
+        lease_token=nobody,
+        job_names=(),
+        batch_size=0,
+        lease_duration=timedelta(),
+    )
+    for mark in (None, Mark(now, nobody)):
+        _ask(tx, claim, mark)
+
+
 def releases_of_claim(tx: Session, lease_token: UUID) -> list[Released]:
     """Of what it has leased."""
     rows = tx.fetch("RUNS_OF_CLAIM_SELECT", lease_token=lease_token)
     return [Released(Lease(tx.rows.uuid(id), lease_token, attempt, owner)) for id, attempt, owner in rows]
+
+
+def _ask(tx: Session, claim: Claim, mark: Mark | None) -> Answer:
+    return tx.ask(
+        "RUNS_CLAIM" if mark is None else "RUNS_CLAIM_FROM_MARK",
+        **_due_parameters(claim, mark),
+        **_lease_parameters(claim),
+        may_wait=list(claim.may_wait),
+        begin_max=claim.batch_size if claim.begin_max is None else claim.begin_max,
+    )
 
 
 def _due(tx: Session, claim: Claim, low_water: LowWater) -> list[tuple[Any, ...]]:

@@ -139,6 +139,9 @@ class InMemoryStore:
 
     # --- claim
 
+    def warm_up(self) -> None:
+        return
+
     def claim_due_runs(self, claim: Claim) -> Claimed:
         return self.exchange((), claim).claimed
 

@@ -37,10 +37,13 @@ from .dialects import Dialect
 from .hints import NO_HINTS, PER_SECOND_MAX, PER_SECOND_OF_CALLERS, HintRate
 from .leases import expire_leases, extend_leases, find_requests
 from .low_water import LowWater
-from .outcomes import ask_to_succeed, is_plain_success, record
+from .outcomes import ask_to_succeed, is_plain_success, record, rehearse_success
 from .rows import Rows, new_run_parameters, worker_parameters
 from .session import Session
 from .statements import TEMPLATES
+
+_REHEARSALS = 6
+"""Until connections to PostgreSQL keep a statement."""
 
 _CLAIMERS_MAX = 16
 """Of so many sets of jobs it is remembered how far claims have come."""
@@ -159,6 +162,14 @@ class SqlStore:
         return text is not None
 
     # --- claim, record
+
+    def warm_up(self) -> None:
+        if "RUNS_CLAIM" not in self._sql:
+            return
+        for _ in range(_REHEARSALS):
+            with self._transaction() as tx:
+                rehearse_success(tx)
+                claims.rehearse(tx)
 
     def claim_due_runs(self, claim: Claim) -> Claimed:
         return self.exchange((), claim).claimed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import zip_longest
 from typing import Any
@@ -57,6 +57,9 @@ class Backlog:
         self.recorded += outcomes
         return Exchanged({outcome.lease.run_id: RunStatus.SUCCEEDED for outcome in outcomes}, claimed)
 
+    def warm_up(self) -> None:
+        return
+
     def claim_due_runs(self, claim: Claim) -> Claimed:
         self.claims.append(claim)
         self.steps.append(("claim", claim.lease_token))
@@ -91,6 +94,9 @@ class Tokens:
         while not self.has_room:
             self._changed = anyio.Event()
             await self._changed.wait()
+
+    async def wait_for_children(self) -> None:
+        return
 
     async def wait_for_more_room(self) -> None:
         return
@@ -275,18 +281,18 @@ async def test_the_next_batch_is_claimed_while_this_one_is_handed_out_as_long_as
     hall = Hall(Backlog(100), idle=1, batch_size=10)
     hall.pool.behind = 35
     handed_out: list[int] = []
-    hand_out, claim_batch = hall.pool.hand_out, hall.claimer._claim_batch
-    asked_before = []
+    hand_out, exchange = hall.pool.hand_out, hall.store.exchange
+    asked_before: list[int] = []
 
     def noted(room: Room, runs: Sequence[Run], passed_over: int) -> None:
         handed_out.append(len(runs))
         hand_out(room, runs, passed_over)
 
-    async def asked(room: Room, *, begun: Callable[[], None]) -> Claimed:
+    def asked(outcomes: Sequence[Outcome], claim: Claim) -> Exchanged:
         asked_before.append(len(handed_out))
-        return await claim_batch(room, begun=begun)
+        return exchange(outcomes, claim)
 
-    hall.pool.hand_out, hall.claimer._claim_batch = noted, asked  # type: ignore[method-assign]
+    hall.pool.hand_out, hall.store.exchange = noted, asked  # type: ignore[method-assign]
     await hall.step()
     assert [claim.batch_size for claim in hall.store.claims] == [10, 10, 10, 6]
     assert asked_before[:2] == [0, 0], "the second one was asked for before the first one was handed out"

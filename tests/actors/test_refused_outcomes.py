@@ -44,6 +44,9 @@ class Particular:
     def now(self) -> datetime:
         return datetime.fromtimestamp(boottime(), UTC)
 
+    def warm_up(self) -> None:
+        return
+
     def exchange(self, outcomes: Sequence[Outcome], claim: Claim) -> Exchanged:
         recorded = self.record(outcomes)
         self.exchanges_with_outcomes += bool(outcomes)
@@ -79,6 +82,9 @@ class AtOnce:
 
     def take_room(self, at_most: int) -> Room:
         return Room([object()] * at_most, 0)  # type: ignore[list-item]
+
+    async def wait_for_children(self) -> None:
+        return
 
     async def wait_for_more_room(self) -> None:
         return

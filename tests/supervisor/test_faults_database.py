@@ -417,18 +417,24 @@ KILLED_AT = """
 import os, signal, sys
 from durablestack import DurableStack
 from durablestack.options import DurableStackOptions
+from durablestack.stores.connections.postgres_pipeline import Pipeline
 from durablestack.stores.connections.transaction import CursorTransaction
 
-left, run = int(sys.argv[1]), CursorTransaction.run
+left = int(sys.argv[1])
 
-def run_or_die(self, statement, parameters):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    run(self, statement, parameters)
+def dying(run):
+    def run_or_die(self, statement, parameters):
+        global left
+        left -= 1
+        if left == 0:
+            if isinstance(self, Pipeline):
+                self._flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        run(self, statement, parameters)
+    return run_or_die
 
-CursorTransaction.run = run_or_die
+for kind in (CursorTransaction, Pipeline):
+    kind.run = dying(kind.run)
 DurableStack("chaos_jobs", options=DurableStackOptions.from_environment(dict(os.environ))).migrate()
 """
 
