@@ -14,7 +14,8 @@ import platform
 import statistics
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,18 @@ def bind(cores: int) -> None:
     if not 1 <= cores <= len(allowed):
         raise ValueError(f"{cores} cores are wanted, and there are {len(allowed)}")
     os.sched_setaffinity(0, allowed[:cores])
+
+
+@contextmanager
+def looking_from_elsewhere() -> Iterator[None]:
+    """Keep this process off the cores that it was bound to, if there are others: whoever measures takes no part."""
+    bound = os.sched_getaffinity(0)
+    with suppress(OSError):  # there may be none that we are allowed
+        os.sched_setaffinity(0, set(range(os.cpu_count() or 1)) - bound)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, bound)
 
 
 def load_average() -> list[float]:

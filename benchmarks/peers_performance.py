@@ -14,7 +14,8 @@ The definitions, which are the same for everybody:
 * drain: so many no-op jobs are queued, then a worker is started. From the start of the first job, by its own word, to
   the moment when the store tells that no job is left that is not done: recorded, acknowledged or deleted for good, and
   where a package does neither (huey; celery, unless it acknowledges late), taken out of the queue. The store is asked
-  at half of the time that the rest will take, and at most each millisecond. After 30 seconds what was done counts.
+  at half of the time that the rest will take, and at most each millisecond, by a process that keeps to other cores
+  where there are any. After 30 seconds what was done counts.
   PostgreSQL has been given a `vacuum analyze` and a checkpoint after the jobs were queued, as it would do by itself
   within a minute or so; without statistics some contenders are several times slower.
 * worker CPU: user and system time during that, of all processes of the worker; parent CPU: of its first process alone,

@@ -153,7 +153,8 @@ class Drain(Struct, frozen=True, kw_only=True):
 
     def _drain(self, stack: DurableStack, workers: Sequence[Worker], before: Mapping[str, float] = NOTHING) -> Figures:
         held = watched(stack, workers[0], self.runs) if self.watch else {}
-        until_done(stack, self.runs, workers)
+        with machine.looking_from_elsewhere():
+            until_done(stack, self.runs, workers)
         used = {role: seconds - before.get(role, 0.0) for role, seconds in self._used(workers).items()}
         return {**self._figures(drain_seconds(stack), used), **held}
 

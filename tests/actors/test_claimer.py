@@ -300,6 +300,21 @@ async def test_the_next_batch_is_claimed_while_this_one_is_handed_out_as_long_as
     assert len({run.id for _, run in hall.pool.assigned}) == 36
 
 
+async def test_with_a_backlog_there_are_as_many_claims_as_may_be_from_the_beginning() -> None:
+    hall = Hall(Backlog(100), idle=1, batch_size=10, claims_max=2)
+    hall.pool.behind = 100
+    meeting, calls, exchange = threading.Barrier(2), itertools.count(), hall.store.exchange
+
+    def both(outcomes: Sequence[Outcome], claim: Claim) -> Exchanged:
+        if next(calls) < 2:
+            meeting.wait(10)  # neither is answered before the other one is asked for
+        return exchange(outcomes, claim)
+
+    hall.store.exchange = both  # type: ignore[method-assign]
+    await hall.claimer._fill(backlog=True)
+    assert len(hall.pool.assigned) == 100
+
+
 class SecondIsSlow(Hall):
     """Three claims; the second one is not answered before the third has been handed out."""
 

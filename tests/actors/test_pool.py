@@ -42,6 +42,34 @@ async def test_a_token_that_is_given_back_while_its_child_starts_comes_back_with
     assert list(parts.pool._idle) == [parts.executor]
 
 
+async def test_the_first_claim_waits_a_moment_for_children_that_are_about_to_be_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("durablestack.supervisor.pool._ALL_CHILDREN_WITHIN_SECONDS", 30.0)
+    parts = Parts(size=3)
+    ready: list[int] = []
+    async with anyio.create_task_group() as starts:
+
+        async def claim() -> None:
+            await parts.pool.wait_for_children()
+            ready.append(parts.pool.take_room(10).size)
+
+        starts.start_soon(claim)
+        for executor in parts.pool.executors:
+            await anyio.wait_all_tasks_blocked()
+            assert not ready
+            parts.pool.idle(executor)
+    assert ready == [3]
+
+
+async def test_the_first_claim_does_not_wait_for_a_child_that_does_not_come() -> None:
+    parts = Parts(size=2)
+    parts.pool.idle(parts.executor)
+    with anyio.fail_after(30):
+        await parts.pool.wait_for_children()
+    assert parts.pool.take_room(10).size == 1
+
+
 @pytest.mark.parametrize("ending", [Ending.STOPPING, Ending.CANCELLED])
 async def test_a_run_that_no_child_has_seen_is_given_back_when_it_is_to_end(ending: Ending) -> None:
     parts = Parts()

@@ -47,6 +47,16 @@ def test_what_is_exchanged_for_nothing_is_what_either_half_answers(store: Store)
     assert store.exchange([Succeeded(lease)], request()) == Exchanged({lease.run_id: RunStatus.SUCCEEDED}, NOTHING)
 
 
+def test_to_warm_up_changes_nothing_and_hides_nothing_that_is_due(store: Store) -> None:
+    leased, due = enqueue_and_claim(store), enqueue(store)
+    before = [store.get_run(leased.run_id), store.get_run(due)]
+    with ThreadPoolExecutor(2) as threads:
+        for warmed_up in [threads.submit(store.warm_up) for _ in range(2)]:
+            warmed_up.result()
+    assert [store.get_run(leased.run_id), store.get_run(due)] == before
+    assert [run.id for run in store.exchange([Succeeded(leased)], request(end_expired=False)).claimed.runs] == [due]
+
+
 def test_all_kinds_of_outcomes_are_exchanged_at_once(store: Store) -> None:
     enqueue_many(store, 6)
     leases = [run.lease for run in claim(store)]

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from msgspec import Struct
 
 from benchmarks.harness import Figures
+from benchmarks.machine import looking_from_elsewhere
 from benchmarks.peers.performance.crew import Crew, NotMeasured
 from benchmarks.peers.performance.footprint import own_seconds, tree_memory, tree_seconds
 from processes import still_running
@@ -38,7 +39,7 @@ def drain(crew: Crew, load: Load) -> Figures:
     crew.enqueue("no_op", None, load.runs)
     crew.place.settle()
     queued = crew.not_done()
-    with crew.worker() as worker:
+    with crew.worker() as worker, looking_from_elsewhere():
         (began,) = crew.until_noted("first", 1, worker)
         usage = _Usage(crew, worker)
         ended, left = _until_done(crew, worker, began, queued)
@@ -102,7 +103,7 @@ def cpu(crew: Crew, load: Load) -> Figures:
     with _bound_to(BURN_CORES):
         crew.enqueue("burn", rounds, BURN_JOBS)
         queued = crew.not_done()
-        with crew.worker() as worker:
+        with crew.worker() as worker, looking_from_elsewhere():
             (began,) = crew.until_noted("first", 1, worker)
             done, left = _until_done(crew, worker, began, queued)
             if left:
