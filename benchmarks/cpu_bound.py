@@ -4,8 +4,8 @@
 
 ideal = CPU time that the runs used, added up, / number of cores; efficiency = ideal / wall time, and 1.0 cannot be
 beaten. On a machine that has other work too, "of the rest" is the same for the cores that others left to us.
-Supervisor, children and database are bound to these cores; this process looks on from another one, if there is. The wall time counts from the first claim to the last
-outcome recorded, by the database's clock.
+Supervisor, children and database are bound to these cores; this process looks on from another one, if there is any.
+The wall time counts from the first claim to the last outcome recorded, by the database's clock.
 """
 
 from __future__ import annotations

@@ -135,6 +135,7 @@ class Heartbeat:
             extended = self._store.extend_leases(held, self._lease_duration)
         except StoreError as error:
             log.warning("could not extend %d leases, trying again: %s", len(held), error)
+            self._leases.look()
             self.unanswered = True
             return False
         self.unanswered = False

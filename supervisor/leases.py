@@ -64,7 +64,7 @@ class _Held:
 class _Child:
     """A child and the leases under which it executes, one after the other: it may go on as long as all of them allow.
 
-    While it has some, it is told of a later deadline only when its leases are renewed: an earlier one does no harm.
+    While it has some, it is told of a later deadline only with a heartbeat: an earlier one does no harm until then.
     """
 
     __slots__ = ("_told", "executing", "leases")
@@ -88,7 +88,7 @@ class _Child:
             self.executing.trust_until(None)
 
     def look(self) -> None:
-        """Its leases have been renewed."""
+        """Its leases have been renewed, or that with the earliest deadline has ended."""
         if self.leases and (until := min(held.guarded_until for held in self.leases)) != self._told:
             self._tell(until)
 
@@ -214,9 +214,17 @@ class LeaseTable:
                     is_executing, lease = held.child is not None, self._lose(held)
                     if is_executing:
                         lost.append(lease)
-            for child in self._children.values():  # also of those whose leases are younger than the question
-                child.look()
+            self._look()
         return lost
+
+    def look(self) -> None:
+        """Nothing was renewed; a child whose earliest lease has ended may go on for longer all the same."""
+        with self._lock:
+            self._look()
+
+    def _look(self) -> None:
+        for child in self._children.values():  # also those whose leases are younger than what was asked for
+            child.look()
 
     def lose_distrusted(self) -> list[Lease]:
         """Lose what was not renewed in time and may be executing; what has ended is still worth recording."""

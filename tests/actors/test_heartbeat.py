@@ -194,6 +194,25 @@ def test_no_answer_is_neither_success_nor_loss_until_the_time_of_trust_is_up(
     assert ward.told == [(Ending.LEASE_LOST, {lease.run_id})]
 
 
+def test_a_child_whose_earliest_lease_has_ended_may_go_on_for_longer_though_the_database_is_away(
+    ward: Ward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_answer(*_: object) -> Extended:
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(ward.store, "extend_leases", no_answer)
+    child, leases = Child(lambda: None), list[Lease]()
+    for _ in range(2):
+        leases.append(claim_one(ward.store))
+        ward.leases.hold(leases[-1:], ward.clock.now, LEASE)
+        assert ward.leases.executing(leases[-1], child)
+        ward.clock.now += 3
+    (at_first,) = child.trusted
+    ward.leases.finished(leases[0])
+    ward.beat()
+    assert child.trusted == [at_first, pytest.approx((at_first or 0.0) + 3)]
+
+
 def test_what_is_not_renewed_in_time_is_killed_before_the_database_is_asked(
     ward: Ward, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -304,6 +304,21 @@ def test_a_child_is_trusted_longer_once_all_its_leases_are_renewed_and_no_earlie
     assert child.deadline == clock.now + GUARD
 
 
+def test_a_child_is_trusted_longer_though_nothing_is_renewed_once_its_earliest_lease_has_ended(
+    leases: LeaseTable, clock: Clock
+) -> None:
+    child = Busy()
+    first = begins(leases, clock, child)
+    clock.now += 5
+    begins(leases, clock, child)
+    later = clock.now + GUARD
+    leases.finished(first)
+    leases.look()
+    assert child.deadline == later
+    leases.look()
+    assert child.trusted.count(later) == 1
+
+
 def test_a_lost_lease_ends_the_child_and_the_others_are_not_lost_for_it(leases: LeaseTable, clock: Clock) -> None:
     child = Busy()
     kept, gone = begins(leases, clock, child), begins(leases, clock, child)
