@@ -37,6 +37,8 @@ _LOOK_EVERY_MILLISECONDS = 250
 """At least, with deadlines to keep: the clock that `poll` waits by stands still while the machine is suspended."""
 
 _SUPERVISOR_ENDS_WITHIN_MILLISECONDS = 2000
+_LOOKS_AGAIN_MAX = 20
+_LOOK_AGAIN_SECONDS = 0.005
 _OOM_SCORE_ADJUSTMENT = -500
 _NICENESS = -10
 
@@ -150,17 +152,29 @@ class Guard:
     def _end_marked(self, wanted: Callable[[int], bool]) -> None:
         """End what the supervisor has started, and what came of that, in the sessions that are wanted."""
         seen: set[int] = set()
+        looks_again = 0
         while self._marker and (new := _all_processes() - seen):  # until none has come while we looked
-            for pid in new:
-                with suppress(OSError):
-                    pidfd = os.pidfd_open(pid)
-                    if self._is_marked(pid) and wanted(_parent_and_session(pid)[1]):
-                        _signal(pidfd, signal.SIGKILL)
-                    os.close(pidfd)
             seen |= new
+            between_programs = {pid for pid in new if not self._end_if_marked(pid, wanted)}
+            if between_programs and looks_again < _LOOKS_AGAIN_MAX:
+                looks_again += 1
+                seen -= between_programs
+                time.sleep(_LOOK_AGAIN_SECONDS)
 
-    def _is_marked(self, pid: int) -> bool:
-        return self._marker in _read(f"/proc/{pid}/environ").split(b"\0")
+    def _end_if_marked(self, pid: int, wanted: Callable[[int], bool]) -> bool:
+        """Return False where nothing is told of its environment: so it is while it begins to execute a program."""
+        with suppress(OSError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                if not wanted(_parent_and_session(pid)[1]):
+                    return True
+                environment = _read(f"/proc/{pid}/environ")
+                if self._marker in environment.split(b"\0"):
+                    _signal(pidfd, signal.SIGKILL)
+                return environment != b"" or readable(pidfd)
+            finally:
+                os.close(pidfd)
+        return True
 
 
 def end(children: Collection[Child]) -> set[int]:

@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import pytest
@@ -198,6 +198,30 @@ async def test_the_family_of_a_child_that_died_before_its_deadline_ends_too(guar
     finally:
         guard.forget(child)
         child.close()
+
+
+async def test_a_family_that_executes_one_program_after_the_other_ends_too(guard: Guard) -> None:
+    """Nothing is told of the environment of a process while it begins to execute a program."""
+    for _ in range(10):
+        marked = {**os.environ, MARKER: marker()}
+        script = 'again=\'exec sh -c "$again"\'; export again; sh -c "$again" >/dev/null & echo $!'
+        child = Sleeper.__new__(Sleeper)
+        child.process = subprocess.Popen(
+            ["sh", "-c", script], start_new_session=True, stdout=subprocess.PIPE, env=marked
+        )
+        child.pid, child.pidfd = child.process.pid, os.pidfd_open(child.process.pid)
+        child.killed_by_guard, child.orders = False, []
+        left = int(child.said())
+        try:
+            child.process.wait(PATIENCE_SECONDS)
+            guard.adopt(child)
+            guard.trust_until(child, boottime())
+            await until(lambda left=left: not still_running(left))
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(left, signal.SIGKILL)
+            guard.forget(child)
+            child.close()
 
 
 async def test_what_makes_no_sense_is_ignored(guard: Guard, start: Start) -> None:
