@@ -3,6 +3,7 @@
     python -m benchmarks.report [benchmarks/results/*.json]
 
 docs/performance_overview.md     a row for each question, a column for each store
+docs/performance_peers.md        the drain of queued no-op runs, by us and by others on PostgreSQL
 docs/performance_figures.md      every benchmark with all of its cases
 docs/performance_batches.svg     runs per second by batch size and store
 """
@@ -73,6 +74,8 @@ def main(files: tuple[Path, ...], docs: Path) -> None:
         "performance_overview.md": overview(records),
         "performance_figures.md": "\n".join(chapter(name, record) for name, record in records.items()),
     }
+    if (drains := records.get("peers_drain")) is not None:
+        written["performance_peers.md"] = peers(drains)
     if (throughput := records.get("throughput")) is not None:
         written["performance_batches.svg"] = batches(throughput)
     for name, text in written.items():
@@ -126,6 +129,21 @@ def circumstances(record: Record) -> str:
         f"others kept {others:.1f} cores busy",
     ]
     return f"*{'; '.join(told)}.*"
+
+
+def peers(record: Record) -> str:
+    """The fastest first, with medians alone; each with its multiple of ours."""
+    ours = record.cases[0].median("drain")
+    rows = [
+        [
+            f"{case.labels['package']}, {case.labels['settings']}",
+            *(plain(case.median(figure)) for figure in ("drain", "worker_cpu", "server_cpu")),
+            f"{case.median('drain') / ours:.2f}",
+        ]
+        for case in sorted(record.cases, key=lambda case: -case.median("drain"))
+    ]
+    headings = ["", "jobs/s", "CPU time of the worker", "of the server", "multiple of our best"]
+    return f"{markdown(headings, rows)}\n{circumstances(record)}\n"
 
 
 def version(facts: Mapping[str, str]) -> str:
