@@ -30,6 +30,9 @@ class Message(NamedTuple):
         return self.kind + struct.pack(">I", len(self.body) + 4) + self.body
 
 
+SESSION_ENDED = Message(b"E", b"SFATAL\0VFATAL\0C57P01\0Mterminating connection\0\0")
+
+
 def read_exactly(side: socket.socket, count: int) -> bytes:
     read = b""
     while len(read) < count:
@@ -49,11 +52,15 @@ class TransactionPooler:
     """Listens on `port` of the loopback while it is entered.
 
     As PgBouncer does, it gives each client a key of its own to cancel with; with `tells_process` that of some session,
-    whose process the client then takes for the one that it speaks to.
+    whose process the client then takes for the one that it speaks to. With `ends_after_commit` a session that has
+    committed is over, and its client is told so by the server's words for that.
     """
 
-    def __init__(self, target_port: int, *, sessions: int = 4, tells_process: bool = False) -> None:
+    def __init__(
+        self, target_port: int, *, sessions: int = 4, tells_process: bool = False, ends_after_commit: bool = False
+    ) -> None:
         self._tells_process = tells_process
+        self.ends_after_commit = ends_after_commit
         self._target = ("127.0.0.1", target_port)
         self._lock = threading.Lock()
         self._returned = threading.Condition(self._lock)
@@ -135,6 +142,7 @@ class Client:
         self._answers = Messages()
         self._awaited = 0  # answers that end with ReadyForQuery
         self._asked_last = b""
+        self._answered_last = b""
 
     def serve(self) -> None:
         try:
@@ -171,6 +179,10 @@ class Client:
                 if self._awaited == 0 and message.body == b"I":
                     self._session = None
                     self._pooler.put_back(session)
+            if message.kind == b"Z" and self._answered_last == b"COMMIT\0" and self._pooler.ends_after_commit:
+                self._client.sendall(bytes(SESSION_ENDED))
+                return False
+            self._answered_last = message.body if message.kind == b"C" else b""
             self._client.sendall(bytes(message))
         return True
 

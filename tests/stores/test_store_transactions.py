@@ -139,3 +139,13 @@ def test_nothing_is_asked_of_a_pooler_after_the_end_of_a_transaction(
         for store in in_turns:
             store.close()
         assert pooler.flushed_in_vain == 0
+
+
+def test_what_the_server_said_was_committed_is_so_though_the_session_ends_with_that(
+    postgres_dsn: str, pooled_place: Callable[[int], Place]
+) -> None:
+    with TransactionPooler(urlsplit(postgres_dsn).port or 5432, ends_after_commit=True) as pooler:
+        store = pooled_place(pooler.port).open()
+        leases = [enqueue_and_claim(store) for _ in range(3)]
+        assert store.record([Succeeded(lease) for lease in leases]).keys() == {lease.run_id for lease in leases}
+        store.close()

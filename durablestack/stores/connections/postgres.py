@@ -115,6 +115,11 @@ class PostgresConnections:
                     text = f"{self._place}: at the commit: {_one_line(error)}"
                     raise StoreUnavailable(text, uncertain=True) from error
                 raise
+            except Exception:
+                raise
+            except BaseException:  # we are interrupted, and wait for nothing that the server is at
+                connection.close()
+                raise
             finally:
                 tx.abandon()
                 self._roll_back(connection)

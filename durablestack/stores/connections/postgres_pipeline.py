@@ -10,6 +10,7 @@ that has got its session back by then gives away another one, to somebody who as
 
 from __future__ import annotations
 
+import itertools
 import re
 import secrets
 import select
@@ -17,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -55,6 +56,7 @@ class Keeper:
         self._uses: dict[_Key, int] = {}
         self._names: dict[_Key, bytes] = {}
         self._prefix = f"durablestack_{secrets.token_hex(8)}".encode()
+        self._numbers = itertools.count()
 
     def name_of(self, key: _Key) -> bytes | None:
         return self._names.get(key)
@@ -66,7 +68,7 @@ class Keeper:
         return uses > _PREPARED_AFTER
 
     def keep(self, key: _Key) -> bytes:
-        self._names[key] = name = b"%s_%d" % (self._prefix, len(self._names))
+        self._names[key] = name = b"%s_%d" % (self._prefix, next(self._numbers))
         return name
 
     def forget(self, key: _Key) -> None:
@@ -109,14 +111,7 @@ class Pipeline:
 
     def ask(self, statement: str, parameters: Mapping[str, Any]) -> Callable[[], list[Row]]:
         asked = self._put(statement, parameters)
-        rows: list[Row] | None = None
-
-        def answer() -> list[Row]:
-            nonlocal rows
-            if rows is None:
-                rows = self._rows(asked)
-            return rows
-
+        answer = cache(lambda: self._rows(asked))
         self._asked.append(answer)
         return answer
 
@@ -154,9 +149,13 @@ class Pipeline:
             command: what comes last, such as a commit. The server is never asked to keep it: whoever reads along
                 should see what it is.
         """
-        if command:
-            self._send(command, None, (), None)
-        self.synchronise()
+        last = self._send(command, None, (), None) if command else None
+        try:
+            self.synchronise()
+        except psycopg.Error:
+            if last is None or last.result is None:
+                raise
+            self._connection.close()  # it is committed, whatever became of the session after that
         for answer in self._asked:
             answer()
 
@@ -166,6 +165,8 @@ class Pipeline:
         self._pgconn.pipeline_sync()
         error: psycopg.Error | None = None
         while (result := self._next_result()).status != ExecStatus.PIPELINE_SYNC:
+            if not self._pending:  # the session ends instead
+                raise error or self._error_of(result)
             try:
                 self._take(result)
             except psycopg.Error as first:
@@ -246,10 +247,13 @@ class Pipeline:
         if result.status in (ExecStatus.FATAL_ERROR, ExecStatus.PIPELINE_ABORTED):
             if asked.keeps is not None and self._keeper is not None:
                 self._keeper.forget(asked.keeps)
-            if result.status == ExecStatus.PIPELINE_ABORTED:
-                raise psycopg.errors.PipelineAborted("pipeline aborted")
-            raise psycopg.errors.error_from_result(result, self._connection.info.encoding)
+            raise self._error_of(result)
         asked.result = result
+
+    def _error_of(self, result: PGresult) -> psycopg.Error:
+        if result.status == ExecStatus.PIPELINE_ABORTED:
+            return psycopg.errors.PipelineAborted("pipeline aborted")
+        return psycopg.errors.error_from_result(result, self._connection.info.encoding)
 
     def _next_result(self) -> PGresult:
         """Without the nothing that follows each one.
