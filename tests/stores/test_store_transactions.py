@@ -1,6 +1,8 @@
 """What a transaction of ours hands out is what was asked for, however statements and answers are under way."""
 
+import gc
 import select
+import weakref
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
@@ -41,6 +43,21 @@ def until_answers_arrive(tx: Transaction) -> None:
     tx._flush()
     readable, _, _ = select.select([tx._pgconn.socket], [], [], 30)
     assert readable
+
+
+def test_a_transaction_and_its_rows_are_gone_with_its_end_though_garbage_is_collected_seldom(
+    postgres: SqlStore,
+) -> None:
+    gc.disable()
+    try:
+        with postgres._connections.transaction() as tx:
+            answer = tx.ask("select 1", {})
+            gone = weakref.ref(tx)
+        assert answer() == [(1,)]
+        del tx, answer
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def fails(postgres: SqlStore) -> None:

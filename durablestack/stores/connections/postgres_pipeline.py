@@ -158,6 +158,7 @@ class Pipeline:
             self._connection.close()  # it is committed, whatever became of the session after that
         for answer in self._asked:
             answer()
+        self._asked.clear()  # each of them knows us, and would keep us and all rows until garbage is collected
 
     def synchronise(self) -> None:
         if self._pgconn.pipeline_status == PipelineStatus.OFF:
@@ -177,6 +178,7 @@ class Pipeline:
 
     def abandon(self) -> None:
         """After an error: out of the pipeline, or out of the connection."""
+        self._asked.clear()
         with suppress(psycopg.Error):
             self.synchronise()
         if self._pgconn.pipeline_status != PipelineStatus.OFF:
