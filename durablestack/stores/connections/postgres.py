@@ -121,7 +121,7 @@ class PostgresConnections:
                 connection.close()
                 raise
             finally:
-                tx.abandon()
+                tx.leave()
                 self._roll_back(connection)
 
     def _roll_back(self, connection: Any) -> None:

@@ -93,7 +93,7 @@ class Pipeline:
         connection: in autocommit, with `give_up_at`, and nobody else's meanwhile.
         keeper: None where the server is to keep no statement.
 
-    All of its methods raise what psycopg raises. After an error in the middle, `abandon` it.
+    All of its methods raise what psycopg raises. In the end, whatever it is, `leave` it.
     """
 
     may_notify = True
@@ -158,7 +158,6 @@ class Pipeline:
             self._connection.close()  # it is committed, whatever became of the session after that
         for answer in self._asked:
             answer()
-        self._asked.clear()  # each of them knows us, and would keep us and all rows until garbage is collected
 
     def synchronise(self) -> None:
         if self._pgconn.pipeline_status == PipelineStatus.OFF:
@@ -176,9 +175,9 @@ class Pipeline:
         if error is not None:
             raise error
 
-    def abandon(self) -> None:
-        """After an error: out of the pipeline, or out of the connection."""
-        self._asked.clear()
+    def leave(self) -> None:
+        """However it has ended: out of the pipeline, or out of the connection."""
+        self._asked.clear()  # each of them knows us, and would keep us with all rows until garbage is collected
         with suppress(psycopg.Error):
             self.synchronise()
         if self._pgconn.pipeline_status != PipelineStatus.OFF:
