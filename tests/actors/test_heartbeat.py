@@ -176,12 +176,13 @@ def test_cancel_requests_are_found_between_beats_and_extend_nothing(ward: Ward) 
     assert ward.lease_until(lease) == until
 
 
+def no_answer(*_: object) -> Extended:
+    raise StoreUnavailable("away")
+
+
 def test_no_answer_is_neither_success_nor_loss_until_the_time_of_trust_is_up(
     ward: Ward, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_answer(*_: object) -> Extended:
-        raise StoreUnavailable("away")
-
     monkeypatch.setattr(ward.store, "extend_leases", no_answer)
     lease = ward.executing()
     ward.clock.now += 5
@@ -197,9 +198,6 @@ def test_no_answer_is_neither_success_nor_loss_until_the_time_of_trust_is_up(
 def test_a_child_whose_earliest_lease_has_ended_may_go_on_for_longer_though_the_database_is_away(
     ward: Ward, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_answer(*_: object) -> Extended:
-        raise StoreUnavailable("away")
-
     monkeypatch.setattr(ward.store, "extend_leases", no_answer)
     child, leases = Child(lambda: None), list[Lease]()
     for _ in range(2):
