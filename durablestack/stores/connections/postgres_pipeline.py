@@ -1,6 +1,6 @@
 """A transaction on PostgreSQL whose statements are sent together, by libpq's pipeline.
 
-    run, ask      a statement is put behind those before it; nothing is sent yet
+    run, ask      a statement is put behind those before it; nothing is sent yet, unless they are long
     fetch, count  all of them are sent, and answers read up to that of this one (Flush)
     end           ... up to the last one (Sync)
 
