@@ -11,7 +11,6 @@ from datetime import timedelta
 from uuid import UUID, uuid4
 
 import anyio
-from anyio.abc import TaskGroup
 
 from durablestack.errors import StoreError, StoreUnavailable
 from durablestack.events import EventType
@@ -22,7 +21,7 @@ from durablestack.workers import Worker
 from .bus import Emit
 from .clocks import DatabaseClock
 from .completer import Completer
-from .door import ask_store
+from .door import ask_store, ask_store_in_steps
 from .leases import LeaseTable, boottime
 from .pace import Pace
 from .pool import Pool, Room
@@ -52,11 +51,17 @@ def _now() -> bool:
 class _Claiming:
     """A claim, from when it is begun until what it has brought is handed out."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: Room, claim: Callable[[Room, Callable[[], None]], Awaitable[Claimed]]) -> None:
         self.room = room
         self.claimed = Claimed([], [])
-        self.asked = anyio.Event()
-        self.ended = anyio.Event()
+        self.asked = asyncio.Event()
+        self.task = asyncio.create_task(self._run(claim))  # which nobody cancels
+
+    async def _run(self, claim: Callable[[Room, Callable[[], None]], Awaitable[Claimed]]) -> None:
+        try:
+            self.claimed = await claim(self.room, self.asked.set)
+        finally:
+            self.asked.set()  # if it did not come to that
 
     @property
     def is_full(self) -> bool:
@@ -102,7 +107,7 @@ class Claimer:
         self._guarded = guarded
         self._is_guarded = is_guarded
         self._emit = emit
-        self._woken = anyio.Event()
+        self._woken = asyncio.Event()
         self._enqueued = False
         self._comes_by: Callable[[], bool] = _never
         self._failures_in_a_row = 0
@@ -150,7 +155,7 @@ class Claimer:
                 with self._comes_when(lambda: self._pool.has_room):
                     await self._pool.wait_for_room()
                 await self._guarded()
-                self._woken = anyio.Event()
+                self._woken = asyncio.Event()
                 with self._comes_when(_now):
                     if filled:  # there is a backlog: to claim for several at once is worth a moment
                         await self._pool.wait_for_more_room()
@@ -177,25 +182,26 @@ class Claimer:
         if not room.size:  # the child for which there was has gone meanwhile
             return True
         under_way: list[_Claiming] = []
-        ended: asyncio.Queue[_Claiming] = asyncio.Queue()  # no more than there are under way
         all_were_there = True
-        async with anyio.create_task_group() as claims:
-            await self._begin(room, under_way, ended, claims)
-            try:
-                if backlog:
-                    await self._begin_ahead(under_way, ended, claims)
-                while under_way:
-                    claiming = await ended.get()  # whichever comes first
-                    all_were_there = all_were_there and claiming.is_full
-                    if all_were_there:
-                        await self._begin_ahead(under_way, ended, claims)
-                    under_way.remove(claiming)
+        try:
+            await self._begin(room, under_way)
+            if backlog:
+                await self._begin_ahead(under_way)
+            while under_way:
+                tasks = [claiming.task for claiming in under_way]
+                ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                claiming = next(claiming for claiming in under_way if claiming.task in ended)
+                all_were_there = all_were_there and claiming.is_full
+                if all_were_there:
+                    await self._begin_ahead(under_way)
+                under_way.remove(claiming)
+                self._hand_out(claiming)
+                claiming.task.result()
+        finally:
+            with anyio.CancelScope(shield=True):
+                for claiming in under_way:  # whatever happens, what is claimed is handed out
+                    await asyncio.wait([claiming.task])
                     self._hand_out(claiming)
-            finally:
-                with anyio.CancelScope(shield=True):
-                    for claiming in under_way:  # whatever happens, what is claimed is handed out
-                        await claiming.ended.wait()
-                        self._hand_out(claiming)
         return all_were_there
 
     def _room_ahead(self, under_way: Collection[_Claiming]) -> Room:
@@ -203,40 +209,24 @@ class Claimer:
         that both the database and we have enough to do."""
         if self._completer.is_full or not self._is_guarded():
             return _NO_ROOM
-        if sum(not claiming.ended.is_set() for claiming in under_way) >= self._claims_max:
+        if sum(not claiming.task.done() for claiming in under_way) >= self._claims_max:
             return _NO_ROOM
         ahead = self._pool.room_after([claiming.room for claiming in under_way], self._batch_size)
         return ahead if 2 * ahead.size >= self._batch_size else _NO_ROOM
 
-    async def _begin_ahead(
-        self, under_way: list[_Claiming], ended: asyncio.Queue[_Claiming], claims: TaskGroup
-    ) -> None:
+    async def _begin_ahead(self, under_way: list[_Claiming]) -> None:
         while (ahead := self._room_ahead(under_way)).size:
-            await self._begin(ahead, under_way, ended, claims)
+            await self._begin(ahead, under_way)
 
-    async def _begin(
-        self, room: Room, under_way: list[_Claiming], ended: asyncio.Queue[_Claiming], claims: TaskGroup
-    ) -> None:
+    async def _begin(self, room: Room, under_way: list[_Claiming]) -> None:
         """Return once the database is being asked: there is time for other things then."""
-        claiming = _Claiming(room)
-        under_way.append(claiming)
-        claims.start_soon(self._claim, claiming, ended)
-        with anyio.CancelScope(shield=True):
-            await claiming.asked.wait()
-
-    async def _claim(self, claiming: _Claiming, ended: asyncio.Queue[_Claiming]) -> None:
-        try:
-            with anyio.CancelScope(shield=True):
-                claiming.claimed = await self._claim_batch(claiming.room, begun=claiming.asked.set)
-        finally:
-            claiming.asked.set()  # if it did not come to that
-            claiming.ended.set()
-            ended.put_nowait(claiming)
+        under_way.append(_Claiming(room, self._claim))
+        await under_way[-1].asked.wait()
 
     def _hand_out(self, claiming: _Claiming) -> None:
         self._pool.hand_out(claiming.room, claiming.claimed.runs, claiming.claimed.passed_over)
 
-    async def _claim_batch(self, room: Room, *, begun: Callable[[], None]) -> Claimed:
+    async def _claim(self, room: Room, begun: Callable[[], None]) -> Claimed:
         try:
             await self._release_uncertain_claims()
             claim = Claim(
@@ -305,7 +295,7 @@ class Claimer:
 
     async def _ask(self, claim: Claim, outcomes: list[Outcome], begun: Callable[[], None]) -> Exchanged:
         try:
-            return await ask_store(self._store.exchange, outcomes, claim, begun=begun)
+            return await ask_store_in_steps(self._store.exchange_in_steps(outcomes, claim), begun=begun)
         except StoreUnavailable as error:
             if error.uncertain:
                 self._uncertain_claims.add(claim.lease_token)

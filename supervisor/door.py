@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Callable
-from typing import TypeVar, TypeVarTuple
+from contextlib import closing
+from typing import Any, TypeVar, TypeVarTuple
 
 import anyio
 from anyio import to_thread
 
 from durablestack.errors import StoreUnavailable
+from durablestack.stores.steps import Steps, Wait
 
 Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")
@@ -32,6 +35,50 @@ async def ask_store(
                 raise
             raise StoreUnavailable(f"the database cannot be asked: {error}") from error
     return result
+
+
+async def ask_store_in_steps(steps: Steps[Result], *, begun: Callable[[], None]) -> Result:
+    """The same without a thread, as far as there is nothing to do but to wait: to wake one takes as long as to ask."""
+    with closing(steps):
+        scope = anyio.CancelScope(shield=True)
+        with scope:
+            result = await _take(steps, begun)
+    return result
+
+
+async def _take(steps: Steps[Result], begun: Callable[[], None]) -> Result:
+    answer: Any = None
+    while True:
+        try:
+            step = steps.send(answer)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        if isinstance(step, Wait):
+            begun()
+            answer = await _has_come(step)
+        else:
+            answer = await ask_store(step, begun=begun)
+
+
+async def _has_come(wait: Wait) -> bool:
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[bool] = loop.create_future()
+
+    def end(has_come: bool) -> None:
+        if not future.done():
+            future.set_result(has_come)
+
+    loop.add_reader(wait.fd, end, True)
+    if wait.events & select.POLLOUT:
+        loop.add_writer(wait.fd, end, True)
+    timeout = loop.call_later(wait.seconds, end, False)
+    try:
+        return await future
+    finally:
+        timeout.cancel()
+        loop.remove_reader(wait.fd)
+        loop.remove_writer(wait.fd)
 
 
 def _telling(begun: Callable[[], None], call: Callable[[*Arguments], Result]) -> Callable[[*Arguments], Result]:

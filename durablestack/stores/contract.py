@@ -41,6 +41,8 @@ from durablestack.runs import (
 from durablestack.schedules import Schedule, Slot
 from durablestack.workers import Worker
 
+from .steps import Steps
+
 EXPIRED_PER_CLAIM_MAX = 100
 """How many expired leases one claim deals with at most."""
 
@@ -265,6 +267,9 @@ class Store(Protocol):
 
         A run whose outcome makes it due at once is passed over by this claim, and taken by the next.
         """
+
+    def exchange_in_steps(self, outcomes: Sequence[Outcome], claim: Claim) -> Steps[Exchanged]:
+        """The same, for who has other things to do while the database is at it."""
 
     def release_claim(self, lease_token: UUID) -> set[UUID]:
         """Give back, attempt refunded, what a claim leased whose answer never arrived."""

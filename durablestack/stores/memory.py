@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -54,6 +55,7 @@ from .contract import (
     scheduled_run,
     taken_by,
 )
+from .steps import Steps, in_one
 
 
 def _utc_now() -> datetime:
@@ -150,6 +152,9 @@ class InMemoryStore:
             recorded = self._record(outcomes, now)
             claimed = self._claim(claim, now, recorded)
         return Exchanged(recorded, claimed)
+
+    def exchange_in_steps(self, outcomes: Sequence[Outcome], claim: Claim) -> Steps[Exchanged]:
+        return in_one(partial(self.exchange, outcomes, claim))
 
     def _claim(self, claim: Claim, now: datetime, recorded: Mapping[UUID, RunStatus]) -> Claimed:
         found = self._expired(now)[:EXPIRED_PER_CLAIM_MAX] if claim.end_expired else []

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from uuid import UUID
 
+from durablestack.errors import StoreUnavailable
 from durablestack.runs import Attempt, Lease, NewRun, Outcome, Released, Run, RunStatus
 from durablestack.schedules import Schedule
 from durablestack.workers import Worker
@@ -18,7 +19,7 @@ from durablestack.workers import Worker
 from . import claims, inserts, migrate, recurring, wishes
 from .connections import Connections, Transaction
 from .connections.callers import async_driver_connection, in_callers_transaction, may_notify
-from .connections.transaction import AlreadyThere
+from .connections.transaction import AlreadyThere, Row
 from .contract import (
     WORKERS_PER_PRUNE_MAX,
     Backlog,
@@ -39,8 +40,9 @@ from .leases import expire_leases, extend_leases, find_requests
 from .low_water import LowWater
 from .outcomes import ask_to_succeed, is_plain_success, record, rehearse_success
 from .rows import Rows, new_run_parameters, worker_parameters
-from .session import Session
+from .session import Answer, Session
 from .statements import TEMPLATES
+from .steps import Steps, in_one
 
 _REHEARSALS = 6
 """Until connections to PostgreSQL keep a statement."""
@@ -197,10 +199,30 @@ class SqlStore:
     def _exchange_at_once(self, outcomes: Sequence[Outcome], claim: Claim, low_water: LowWater) -> Exchanged:
         """The same in a single journey."""
         with self._transaction() as tx:
-            succeeded = ask_to_succeed(tx, outcomes)
-            brought = claims.ask_to_claim(tx, claim, low_water)
-        claimed = brought()
-        return Exchanged(self._succeeded(outcomes, succeeded()), claimed)
+            succeeded, brought = _ask_to_exchange(tx, outcomes, claim, low_water)
+        return self._exchanged(outcomes, succeeded(), brought())
+
+    def exchange_in_steps(self, outcomes: Sequence[Outcome], claim: Claim) -> Steps[Exchanged]:
+        low_water = self._low_water(frozenset(claim.job_names))
+        waits = None
+        if not claim.end_expired and self._at_once(outcomes):
+            waits = self._connections.waits_of_transaction(
+                lambda tx: _ask_to_exchange(self._session(tx), outcomes, claim, low_water)
+            )
+        if waits is None:
+            return (yield from in_one(partial(self.exchange, outcomes, claim)))
+        succeeded, brought = yield from waits
+        rows, claimed = succeeded(), brought()
+        if _all_succeeded(outcomes, rows):
+            return self._exchanged(outcomes, rows, claimed)
+        return (yield from in_one(partial(self._exchanged, outcomes, rows, claimed)))
+
+    def _exchanged(self, outcomes: Sequence[Outcome], rows: list[Row], claimed: Claimed) -> Exchanged:
+        """`rows` is the answer of `ask_to_succeed`."""
+        try:
+            return Exchanged(self._succeeded(outcomes, rows), claimed)
+        except StoreUnavailable as error:  # and the claim is committed
+            raise StoreUnavailable(str(error), uncertain=True) from error
 
     def record(self, outcomes: Sequence[Outcome]) -> dict[UUID, RunStatus]:
         if not outcomes:
@@ -214,12 +236,12 @@ class SqlStore:
         self._forget_marks(outcomes)
         return recorded
 
-    def _succeeded(self, outcomes: Sequence[Outcome], rows: list[tuple[Any, ...]]) -> dict[UUID, RunStatus]:
+    def _succeeded(self, outcomes: Sequence[Outcome], rows: list[Row]) -> dict[UUID, RunStatus]:
         """Where not all are, it is asked which: the others were recorded before, or are refused now as then."""
-        if rows[0][0] < len(outcomes):
-            with self._transaction() as tx:
-                return record(tx, outcomes)
-        return {outcome.lease.run_id: RunStatus.SUCCEEDED for outcome in outcomes}
+        if _all_succeeded(outcomes, rows):
+            return {outcome.lease.run_id: RunStatus.SUCCEEDED for outcome in outcomes}
+        with self._transaction() as tx:
+            return record(tx, outcomes)
 
     def release_claim(self, lease_token: UUID) -> set[UUID]:
         with self._read() as tx:
@@ -396,6 +418,16 @@ class SqlStore:
 
     def _session(self, tx: Transaction) -> Session:
         return Session(tx, self._sql, self.dialect, self._rows)
+
+
+def _ask_to_exchange(
+    tx: Session, outcomes: Sequence[Outcome], claim: Claim, low_water: LowWater
+) -> tuple[Answer, Callable[[], Claimed]]:
+    return ask_to_succeed(tx, outcomes), claims.ask_to_claim(tx, claim, low_water)
+
+
+def _all_succeeded(outcomes: Sequence[Outcome], rows: list[Row]) -> bool:
+    return bool(rows[0][0] == len(outcomes))
 
 
 async def _awaited(value: Any) -> Any:

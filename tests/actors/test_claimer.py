@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 from uuid import UUID, uuid4
@@ -19,6 +20,7 @@ from durablestack.events import EventType
 from durablestack.ids import new_run_id
 from durablestack.runs import Outcome, Run, RunStatus, Succeeded
 from durablestack.stores.contract import Claim, Claimed, Exchanged, ExpiredRun
+from durablestack.stores.steps import Steps, in_one
 from durablestack.supervisor.bus import NOT_BEGUN, Course
 from durablestack.supervisor.claimer import Claimer
 from durablestack.supervisor.incarnation import this_worker
@@ -56,6 +58,9 @@ class Backlog:
         claimed = self.claim_due_runs(claim)
         self.recorded += outcomes
         return Exchanged({outcome.lease.run_id: RunStatus.SUCCEEDED for outcome in outcomes}, claimed)
+
+    def exchange_in_steps(self, outcomes: Sequence[Outcome], claim: Claim) -> Steps[Exchanged]:
+        return in_one(partial(self.exchange, outcomes, claim))
 
     def warm_up(self) -> None:
         return

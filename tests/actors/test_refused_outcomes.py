@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +14,8 @@ from durablestack.errors import StoreError
 from durablestack.events import EventType
 from durablestack.runs import Failed, Outcome, Run, RunStatus, Succeeded
 from durablestack.stores.contract import Claim, Claimed, Exchanged, after_outcome
+from durablestack.stores.steps import Steps, in_one
+from durablestack.supervisor.bus import NOT_BEGUN
 from durablestack.supervisor.claimer import Claimer
 from durablestack.supervisor.completer import Completer
 from durablestack.supervisor.incarnation import this_worker
@@ -53,6 +56,9 @@ class Particular:
         runs = [leased_run(lease_token=claim.lease_token) for _ in range(claim.batch_size)]
         self.claimed |= {run.id for run in runs}
         return Exchanged(recorded, Claimed(runs, []))
+
+    def exchange_in_steps(self, outcomes: Sequence[Outcome], claim: Claim) -> Steps[Exchanged]:
+        return in_one(partial(self.exchange, outcomes, claim))
 
     def record(self, outcomes: Sequence[Outcome]) -> dict[UUID, RunStatus]:
         if any(map(self.refuses, outcomes)):
@@ -99,9 +105,9 @@ class AtOnce:
             self.done += 1
             if self.done % self._wrong_each == 0:
                 self.wrong.add(run.id)
-                self.completer.record(run, Failed(run.lease, BOOM, None))
+                self.completer.record([(run, Failed(run.lease, BOOM, None), NOT_BEGUN)])
             else:
-                self.completer.record(run, Succeeded(run.lease))
+                self.completer.record([(run, Succeeded(run.lease), NOT_BEGUN)])
         self.has_room = self.done < ENOUGH_RUNS
 
 

@@ -27,14 +27,16 @@ from durablestack.runs import (
     Failure,
     Lease,
     NewRun,
+    Outcome,
     Output,
     Run,
     RunStatus,
 )
-from durablestack.stores.contract import Claim, Claimed, Store
+from durablestack.stores.contract import Claim, Claimed, Exchanged, Store
 from durablestack.stores.memory import InMemoryStore
 from durablestack.stores.providers import open_store
 from durablestack.stores.sql import SqlStore
+from durablestack.stores.steps import Wait
 
 JOB = "send_email"
 WORKER = "worker-1"
@@ -154,6 +156,18 @@ def request(
         may_wait=may_wait,
         end_expired=end_expired,
     )
+
+
+def exchange_in_steps(store: Store, outcomes: Sequence[Outcome], claim: Claim) -> Exchanged:
+    """As `Store.exchange`, by the way of those who have other things to do; here there are none."""
+    steps, answer = store.exchange_in_steps(outcomes, claim), None
+    while True:
+        try:
+            step = steps.send(answer)
+        except StopIteration as end:
+            exchanged: Exchanged = end.value
+            return exchanged
+        answer = step.here() if isinstance(step, Wait) else step()
 
 
 def claimed(store: Store, **options: Any) -> Claimed:

@@ -1,6 +1,6 @@
 """Outcomes and a claim in one transaction: both or neither, and no run in both."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,6 +15,7 @@ from exam import (
     enqueue,
     enqueue_and_claim,
     enqueue_many,
+    exchange_in_steps,
     failed,
     on_databases,
     outcomes,
@@ -25,15 +26,22 @@ from exam import (
 
 from durablestack.errors import StoreError
 from durablestack.runs import Cancelled, Lease, Outcome, Released, RunStatus, Succeeded
-from durablestack.stores.contract import Claimed, Exchanged, Store
+from durablestack.stores.contract import Claim, Claimed, Exchanged, Store
+
+Exchange = Callable[[Store, Sequence[Outcome], Claim], Exchanged]
 
 NOTHING = Claimed([], [])
 UNWRITABLE = "a lone surrogate \ud800"
 
 
-def test_outcomes_are_recorded_and_runs_are_claimed(store: Store) -> None:
+@pytest.fixture(params=["in one go", "in steps"])
+def exchange(request: pytest.FixtureRequest) -> Exchange:
+    return exchange_in_steps if request.param == "in steps" else lambda store, *asked: store.exchange(*asked)
+
+
+def test_outcomes_are_recorded_and_runs_are_claimed(store: Store, exchange: Exchange) -> None:
     lease, waiting, token = enqueue_and_claim(store), enqueue(store), uuid4()
-    exchanged = store.exchange([Succeeded(lease)], request(token=token))
+    exchanged = exchange(store, [Succeeded(lease)], request(token=token, end_expired=False))
     assert exchanged.recorded == {lease.run_id: RunStatus.SUCCEEDED}
     (run,) = exchanged.claimed.runs
     assert (run.id, run.lease_token, run.attempt) == (waiting, token, 1)
@@ -41,23 +49,23 @@ def test_outcomes_are_recorded_and_runs_are_claimed(store: Store) -> None:
     assert exchanged.claimed.passed_over == 0
 
 
-def test_what_is_exchanged_for_nothing_is_what_either_half_answers(store: Store) -> None:
-    assert store.exchange([], request()) == Exchanged({}, NOTHING)
+def test_what_is_exchanged_for_nothing_is_what_either_half_answers(store: Store, exchange: Exchange) -> None:
+    assert exchange(store, [], request()) == Exchanged({}, NOTHING)
     lease = enqueue_and_claim(store)
-    assert store.exchange([Succeeded(lease)], request()) == Exchanged({lease.run_id: RunStatus.SUCCEEDED}, NOTHING)
+    assert exchange(store, [Succeeded(lease)], request()) == Exchanged({lease.run_id: RunStatus.SUCCEEDED}, NOTHING)
 
 
-def test_to_warm_up_changes_nothing_and_hides_nothing_that_is_due(store: Store) -> None:
+def test_to_warm_up_changes_nothing_and_hides_nothing_that_is_due(store: Store, exchange: Exchange) -> None:
     leased, due = enqueue_and_claim(store), enqueue(store)
     before = [store.get_run(leased.run_id), store.get_run(due)]
     with ThreadPoolExecutor(2) as threads:
         for warmed_up in [threads.submit(store.warm_up) for _ in range(2)]:
             warmed_up.result()
     assert [store.get_run(leased.run_id), store.get_run(due)] == before
-    assert [run.id for run in store.exchange([Succeeded(leased)], request(end_expired=False)).claimed.runs] == [due]
+    assert [run.id for run in exchange(store, [Succeeded(leased)], request(end_expired=False)).claimed.runs] == [due]
 
 
-def test_all_kinds_of_outcomes_are_exchanged_at_once(store: Store) -> None:
+def test_all_kinds_of_outcomes_are_exchanged_at_once(store: Store, exchange: Exchange) -> None:
     enqueue_many(store, 6)
     leases = [run.lease for run in claim(store)]
     kinds: list[Callable[[Lease], Outcome]] = [
@@ -65,7 +73,7 @@ def test_all_kinds_of_outcomes_are_exchanged_at_once(store: Store) -> None:
     ]  # fmt: skip
     store.cancel_run(leases[5].run_id)
     more = enqueue_many(store, 3)
-    exchanged = store.exchange([kind(lease) for kind, lease in zip(kinds, leases, strict=True)], request())
+    exchanged = exchange(store, [kind(lease) for kind, lease in zip(kinds, leases, strict=True)], request())
     assert [exchanged.recorded[lease.run_id].value for lease in leases] == [
         "succeeded", "failed", "pending", "cancelled", "pending", "succeeded"
     ]  # fmt: skip
@@ -74,32 +82,34 @@ def test_all_kinds_of_outcomes_are_exchanged_at_once(store: Store) -> None:
 
 @pytest.mark.parametrize("outcome", [Released, lambda lease: failed(lease, 0)], ids=["released", "retried"])
 def test_a_run_that_is_due_again_by_its_outcome_waits_for_the_next_claim(
-    store: Store, outcome: Callable[[Lease], Outcome]
+    store: Store, exchange: Exchange, outcome: Callable[[Lease], Outcome]
 ) -> None:
     lease = enqueue_and_claim(store)
-    exchanged = store.exchange([outcome(lease)], request())
+    exchanged = exchange(store, [outcome(lease)], request())
     assert exchanged == Exchanged({lease.run_id: RunStatus.PENDING}, Claimed([], [], passed_over=1))
-    assert store.exchange([outcome(lease)], request()) == exchanged  # said again, since the answer was lost
+    assert exchange(store, [outcome(lease)], request()) == exchanged  # said again, since the answer was lost
     again = claim_one(store)
     assert (again.run_id, again.attempt) == (lease.run_id, the_run(store, lease.run_id).attempt)
-    assert store.exchange([Succeeded(lease)], request()) == Exchanged({lease.run_id: RunStatus.LEASED}, NOTHING)
+    assert exchange(store, [Succeeded(lease)], request()) == Exchanged({lease.run_id: RunStatus.LEASED}, NOTHING)
     assert store.record([Succeeded(again)]) == {lease.run_id: RunStatus.SUCCEEDED}
 
 
-def test_an_outcome_that_comes_after_its_lease_has_run_out_is_still_the_outcome(store: Store) -> None:
+def test_an_outcome_that_comes_after_its_lease_has_run_out_is_still_the_outcome(
+    store: Store, exchange: Exchange
+) -> None:
     late, gone = enqueue_and_claim(store), enqueue_and_claim(store)
     age_lease(store, late.run_id, gone.run_id)
-    exchanged = store.exchange([Succeeded(late)], request())
+    exchanged = exchange(store, [Succeeded(late)], request())
     assert exchanged.recorded == {late.run_id: RunStatus.SUCCEEDED}
     assert [expired.run_id for expired in exchanged.claimed.expired] == [gone.run_id]
     assert [run.id for run in exchanged.claimed.runs] == [gone.run_id]  # its end is nobody's outcome
 
 
-def test_a_stale_outcome_is_refused_and_the_claim_is_made_all_the_same(store: Store) -> None:
+def test_a_stale_outcome_is_refused_and_the_claim_is_made_all_the_same(store: Store, exchange: Exchange) -> None:
     stale = enqueue_and_claim(store)
     age_lease(store, stale.run_id)
     current, waiting = claim_one(store), enqueue(store)
-    exchanged = store.exchange([Succeeded(stale)], request())
+    exchanged = exchange(store, [Succeeded(stale)], request(end_expired=False))
     assert exchanged.recorded == {}
     assert [run.id for run in exchanged.claimed.runs] == [waiting]
     assert the_run(store, stale.run_id).lease == current
@@ -107,23 +117,25 @@ def test_a_stale_outcome_is_refused_and_the_claim_is_made_all_the_same(store: St
 
 @on_databases
 @pytest.mark.parametrize("outcome", [Succeeded, failed, Released], ids=["succeeded", "failed", "released"])
-def test_a_claim_that_fails_leaves_no_outcome_either(store: Store, outcome: Callable[[Lease], Outcome]) -> None:
+def test_a_claim_that_fails_leaves_no_outcome_either(
+    store: Store, exchange: Exchange, outcome: Callable[[Lease], Outcome]
+) -> None:
     lease, waiting = enqueue_and_claim(store), enqueue(store)
     with pytest.raises(StoreError, match="not cleaned"):
-        store.exchange([outcome(lease)], request(worker_name=UNWRITABLE))
+        exchange(store, [outcome(lease)], request(worker_name=UNWRITABLE, end_expired=False))
     assert the_run(store, lease.run_id).lease == lease
     assert (status(store, waiting), outcomes(store, lease.run_id)) == (RunStatus.PENDING, [])
-    assert store.exchange([outcome(lease)], request(batch_size=1)).recorded.keys() == {lease.run_id}
+    assert exchange(store, [outcome(lease)], request(batch_size=1)).recorded.keys() == {lease.run_id}
 
 
 @on_databases
-def test_an_outcome_that_cannot_be_written_leaves_no_lease_either(store: Store) -> None:
+def test_an_outcome_that_cannot_be_written_leaves_no_lease_either(store: Store, exchange: Exchange) -> None:
     sound, broken = enqueue_and_claim(store), enqueue_and_claim(store)
     waiting = enqueue(store)
     unwritable = Cancelled(broken)
     unwritable = type(unwritable)(broken, type(unwritable.output)(UNWRITABLE, None))
     with pytest.raises(StoreError, match="not cleaned"):
-        store.exchange([Succeeded(sound), unwritable], request())
+        exchange(store, [Succeeded(sound), unwritable], request())
     assert the_run(store, sound.run_id).lease == sound
     assert status(store, waiting) is RunStatus.PENDING
 
@@ -201,14 +213,14 @@ def test_a_claim_that_says_nothing_of_what_cannot_wait_takes_all(store: Store, a
 # --- several at once
 
 
-def test_those_who_exchange_at_once_get_each_run_once(store: Store) -> None:
+def test_those_who_exchange_at_once_get_each_run_once(store: Store, exchange: Exchange) -> None:
     ids = set(enqueue_many(store, 300))
 
     def drained() -> list[Lease]:
         taken: list[Lease] = []
         ended: list[Outcome] = []
         while True:
-            exchanged = store.exchange(ended, request(batch_size=7))
+            exchanged = exchange(store, ended, request(batch_size=7, end_expired=False))
             assert exchanged.recorded == {outcome.lease.run_id: RunStatus.SUCCEEDED for outcome in ended}
             ended = [Succeeded(run.lease) for run in exchanged.claimed.runs]
             taken += [run.lease for run in exchanged.claimed.runs]

@@ -15,6 +15,7 @@ from durablestack.stores.connections import Transaction
 from durablestack.stores.connections.postgres_pipeline import Pipeline
 from durablestack.stores.contract import Store
 from durablestack.stores.sql import SqlStore
+from durablestack.stores.steps import wait_here
 from pooler import TransactionPooler
 
 
@@ -40,7 +41,7 @@ def test_rows_are_those_of_their_own_statement_though_earlier_answers_come_first
 
 def until_answers_arrive(tx: Transaction) -> None:
     assert isinstance(tx, Pipeline)
-    tx._flush()
+    wait_here(tx._flush())
     readable, _, _ = select.select([tx._pgconn.socket], [], [], 30)
     assert readable
 

@@ -12,7 +12,9 @@ import psycopg
 import pytest
 
 from durablestack import DurableStack, RunStatus
+from durablestack.stores.contract import Claimed
 from durablestack.supervisor.embedded import supervise
+from durablestack.supervisor.pool import Room
 from pooler import TransactionPooler
 from servers import PostgresServer
 from workers import Bench, Worker, bench, eventually
@@ -155,13 +157,13 @@ async def test_an_idle_supervisor_on_sqlite_does_not_keep_itself_busy(
     with DurableStack("chaos_jobs", database_url=f"sqlite:///{tmp_path}/runs.db", poll_interval_seconds=3600) as stack:
         async with supervise(stack) as supervisor:
             looks: list[object] = []
-            ask, heard = supervisor.claimer._claim_batch, anyio.Event()
+            claim, heard = supervisor.claimer._claim, anyio.Event()
 
-            async def counted(*arguments: object, **keywords: object) -> object:
-                looks.append(arguments)
-                return await ask(*arguments, **keywords)  # type: ignore[arg-type]
+            async def counted(room: Room, begun: Callable[[], None]) -> Claimed:
+                looks.append(room)
+                return await claim(room, begun)
 
-            monkeypatch.setattr(supervisor.claimer, "_claim_batch", counted)
+            monkeypatch.setattr(supervisor.claimer, "_claim", counted)
             run_id = await stack.async_client.enqueue("innocent")
             with anyio.fail_after(30):
                 while (run := stack.queries.get_run(run_id)) is None or not run.status.terminal:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from ..steps import Result, Waits
 from .transaction import Connections, Transaction
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ class PerProcess:
 
     def transaction(self) -> AbstractContextManager[Transaction]:
         return self._ours().transaction()
+
+    def waits_of_transaction(self, say: Callable[[Transaction], Result]) -> Waits[Result] | None:
+        return self._ours().waits_of_transaction(say)
 
     def run_alone(self, statement: str, parameters: Mapping[str, Any]) -> None:
         self._ours().run_alone(statement, parameters)

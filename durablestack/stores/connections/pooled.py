@@ -10,13 +10,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from durablestack.errors import StoreError, StoreUnavailable
 from durablestack.options import redact
 
+from ..steps import Result, Waits
 from .transaction import CursorTransaction, ExecuteMany, Transaction
 
 _IDLE_SECONDS_MAX = 30.0
@@ -112,6 +113,9 @@ class PooledConnections:
                     raise
                 text = f"{self._driver.place}: at the commit: {_in_words(error)}"
                 raise StoreUnavailable(text, uncertain=True) from error
+
+    def waits_of_transaction(self, say: Callable[[Transaction], Result]) -> Waits[Result] | None:
+        return None
 
     def run_alone(self, statement: str, parameters: Mapping[str, Any]) -> None:
         with self.transaction() as tx:

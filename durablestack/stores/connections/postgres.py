@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from durablestack.errors import OptionsError, SchemaError, StoreError, StoreUnavailable
 from durablestack.options import ConnectionTarget, redact
 
+from ..steps import Result, Waits
 from .postgres_listener import PostgresListener
 from .transaction import AlreadyThere, CursorTransaction, ExecuteMany, Row, Transaction
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .postgres_pipeline import Pipeline
 
 _CONNECT_WITHIN_SECONDS = 5.0
+_AT_ONCE_SECONDS = 0.05  # for somebody else may take it in the same instant
 _SCHEMA_STATES = ("42P01", "42703", "3F000")
 # Bugs and bad data: the same statement will fail the same way. All else that a server says may pass:
 # shutdown and failover (57P0*, 08*, 25006), conflicts (40*), locks (55P03), limits (53*), time-outs (57014).
@@ -88,11 +90,28 @@ class PostgresConnections:
     def transaction(self) -> Iterator[Transaction]:
         """Statements are sent without waiting, as far as nobody asks for their rows: two journeys, not five."""
         with self._committing() as (tx, committing):
-            for statement in self._begin:
-                tx.run(statement, {})
+            self._begin_in(tx)
             yield tx
             committing.begun = True
             tx.end(b"commit")
+
+    def waits_of_transaction(self, say: Callable[[Transaction], Result]) -> Waits[Result] | None:
+        if self._pool.closed or not self._pool.get_stats()["pool_available"]:
+            return None
+        return self._waits_of_transaction(say)
+
+    def _waits_of_transaction(self, say: Callable[[Transaction], Result]) -> Waits[Result]:
+        with self._committing(waits=False) as (tx, committing):
+            self._begin_in(tx)
+            said = say(tx)
+            yield from tx.sends_what_is_long()
+            committing.begun = True
+            yield from tx.ends(b"commit")
+            return said
+
+    def _begin_in(self, tx: Pipeline) -> None:
+        for statement in self._begin:
+            tx.run(statement, {})
 
     def run_alone(self, statement: str, parameters: Mapping[str, Any]) -> None:
         """It is committed with its end, in one journey."""
@@ -103,11 +122,11 @@ class PostgresConnections:
             tx.end()
 
     @contextmanager
-    def _committing(self) -> Iterator[tuple[Pipeline, _Committing]]:
-        """A transaction, and the mark to be set before its commit is sent."""
+    def _committing(self, *, waits: bool = True) -> Iterator[tuple[Pipeline, _Committing]]:
+        """A transaction, and the mark to be set before its commit is sent. `waits`: this thread may."""
         committing = _Committing()
-        with self._connection() as connection:
-            tx = self._pipeline_of(connection, connection.keeper if self._prepares else None)
+        with self._connection(waits=waits) as connection:
+            tx = self._pipeline_of(connection, connection.keeper if self._prepares else None, waits=waits)
             try:
                 yield tx, committing
             except self._psycopg.OperationalError as error:
@@ -122,7 +141,8 @@ class PostgresConnections:
                 raise
             finally:
                 tx.leave()
-                self._roll_back(connection)
+                if waits:
+                    self._roll_back(connection)
 
     def _roll_back(self, connection: Any) -> None:
         """After an error; after a commit there is nothing to roll back."""
@@ -137,11 +157,11 @@ class PostgresConnections:
             yield CursorTransaction(connection.cursor)
 
     @contextmanager
-    def _connection(self) -> Iterator[Any]:
+    def _connection(self, *, waits: bool = True) -> Iterator[Any]:
         """A connection for one operation, of however many statements, within the time for one."""
         give_up_at = time.monotonic() + self._timeout_seconds
         try:
-            connection = self._checked_out()
+            connection = self._checked_out() if waits else self._pool.getconn(timeout=_AT_ONCE_SECONDS)
             connection.give_up_at = give_up_at
             try:
                 yield connection

@@ -25,6 +25,7 @@ import psycopg
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import ExecStatus, PipelineStatus
 
+from ..steps import Wait, Waits, wait_here
 from .transaction import Row
 
 if TYPE_CHECKING:
@@ -92,14 +93,16 @@ class Pipeline:
     Args:
         connection: in autocommit, with `give_up_at`, and nobody else's meanwhile.
         keeper: None where the server is to keep no statement.
+        waits: whether the thread in which statements are put may wait.
 
     All of its methods raise what psycopg raises. In the end, whatever it is, `leave` it.
     """
 
     may_notify = True
 
-    def __init__(self, connection: Any, keeper: Keeper | None) -> None:
+    def __init__(self, connection: Any, keeper: Keeper | None, *, waits: bool = True) -> None:
         self._connection = connection
+        self._waits = waits
         self._pgconn: PGconn = connection.pgconn
         self._keeper = keeper
         self._adapters = Transformer(connection)
@@ -129,7 +132,7 @@ class Pipeline:
             self._put(statement, each)
 
     def copy(self, statement: str, portions: Callable[[str], Iterable[bytes]]) -> None:
-        self.synchronise()  # within a pipeline there is no way to
+        wait_here(self._synchronises())  # within a pipeline there is no way to
         cursor = self._connection.cursor()
         with cursor.copy(statement) as copy:
             for portion in portions(self._connection.info.encoding):
@@ -139,7 +142,7 @@ class Pipeline:
 
     def check(self) -> None:
         """Notice a line that was cut before, as long as nothing is sent."""
-        while self._ready(select.POLLIN, 0.0):
+        while Wait(self._pgconn.socket, select.POLLIN, 0.0).here():
             self._pgconn.consume_input()
 
     def end(self, command: bytes = b"") -> None:
@@ -149,9 +152,13 @@ class Pipeline:
             command: what comes last, such as a commit. The server is never asked to keep it: whoever reads along
                 should see what it is.
         """
+        wait_here(self.ends(command))
+
+    def ends(self, command: bytes = b"") -> Waits[None]:
+        """The same, for who waits elsewhere."""
         last = self._send(command, None, (), None) if command else None
         try:
-            self.synchronise()
+            yield from self._synchronises()
         except psycopg.Error:
             if last is None or last.result is None:
                 raise
@@ -159,12 +166,12 @@ class Pipeline:
         for answer in self._asked:
             answer()
 
-    def synchronise(self) -> None:
+    def _synchronises(self) -> Waits[None]:
         if self._pgconn.pipeline_status == PipelineStatus.OFF:
             return
         self._pgconn.pipeline_sync()
         error: psycopg.Error | None = None
-        while (result := self._next_result()).status != ExecStatus.PIPELINE_SYNC:
+        while (result := (yield from self._next_result())).status != ExecStatus.PIPELINE_SYNC:
             if not self._pending:  # the session ends instead
                 raise error or self._error_of(result)
             try:
@@ -178,8 +185,9 @@ class Pipeline:
     def leave(self) -> None:
         """However it has ended: out of the pipeline, or out of the connection."""
         self._asked.clear()  # each of them knows us, and would keep us with all rows until garbage is collected
-        with suppress(psycopg.Error):
-            self.synchronise()
+        if self._waits:
+            with suppress(psycopg.Error):
+                wait_here(self._synchronises())
         if self._pgconn.pipeline_status != PipelineStatus.OFF:
             self._connection.close()
 
@@ -192,8 +200,8 @@ class Pipeline:
         types, formats = adapters.types or (), adapters.formats
         asked = self._send(command, values, types, formats, self._keeper)
         self._bytes_unsent += sum([len(value) for value in values if value is not None])
-        if self._bytes_unsent > _SENT_TOGETHER_BYTES_MAX:
-            self._flush()
+        if self._waits:
+            wait_here(self.sends_what_is_long())
         return asked
 
     def _send(
@@ -222,9 +230,13 @@ class Pipeline:
         self._pending.append(asked)
         return asked
 
-    def _flush(self) -> None:
+    def sends_what_is_long(self) -> Waits[None]:
+        if self._bytes_unsent > _SENT_TOGETHER_BYTES_MAX:
+            yield from self._flush()
+
+    def _flush(self) -> Waits[None]:
         while self._pgconn.flush():
-            self._wait(select.POLLIN | select.POLLOUT)
+            yield from self._wait(select.POLLIN | select.POLLOUT)
             self._pgconn.consume_input()  # what it says meanwhile: or neither of us could go on
         self._bytes_unsent = 0
 
@@ -239,7 +251,7 @@ class Pipeline:
         if asked.result is None:
             self._pgconn.send_flush_request()
             while asked.result is None:
-                self._take(self._next_result())
+                self._take(wait_here(self._next_result()))
         return asked.result
 
     def _take(self, result: PGresult) -> None:
@@ -256,32 +268,27 @@ class Pipeline:
             return psycopg.errors.PipelineAborted("pipeline aborted")
         return psycopg.errors.error_from_result(result, self._connection.info.encoding)
 
-    def _next_result(self) -> PGresult:
+    def _next_result(self) -> Waits[PGresult]:
         """Without the nothing that follows each one.
 
         Raises:
             psycopg.OperationalError: the connection is lost, or there is no answer in time.
         """
-        self._flush()
+        yield from self._flush()
         pgconn = self._pgconn
         for _ in range(2):
             while pgconn.is_busy():
-                self._wait(select.POLLIN)
+                yield from self._wait(select.POLLIN)
                 pgconn.consume_input()
             result = pgconn.get_result()
             if result is not None:
                 return result
         raise psycopg.OperationalError("the connection is lost")
 
-    def _wait(self, events: int) -> None:
+    def _wait(self, events: int) -> Waits[None]:
         timeout_seconds = max(0.0, self._connection.give_up_at - time.monotonic())
-        if not self._ready(events, timeout_seconds):
+        if not (yield Wait(self._pgconn.socket, events, timeout_seconds)):
             self._connection.give_up()
-
-    def _ready(self, events: int, timeout_seconds: float) -> bool:
-        poll = select.poll()
-        poll.register(self._pgconn.socket, events)
-        return bool(poll.poll(timeout_seconds * 1000))
 
 
 @lru_cache(maxsize=1000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from durablestack.errors import SchemaError, StoreError, StoreUnavailable
 from durablestack.options import ConnectionTarget
 
+from ..steps import Result, Waits
 from .sqlite_listener import SqliteListener
 from .transaction import CursorTransaction, ExecuteMany, Transaction
 
@@ -50,6 +51,9 @@ class SqliteConnections:
                     connection.execute("rollback")
                 raise
             connection.execute("commit")
+
+    def waits_of_transaction(self, say: Callable[[Transaction], Result]) -> Waits[Result] | None:
+        return None
 
     def run_alone(self, statement: str, parameters: Mapping[str, Any]) -> None:
         with self.transaction() as tx:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from durablestack.errors import StoreError
 
+from ..steps import Result, Waits
+
 if TYPE_CHECKING:
     from ..contract import Listener
 
@@ -53,6 +55,10 @@ class Connections(Protocol):
         """Make what must be there before there can be tables."""
 
     def transaction(self) -> AbstractContextManager[Transaction]: ...
+
+    def waits_of_transaction(self, say: Callable[[Transaction], Result]) -> Waits[Result] | None:
+        """A transaction for who waits elsewhere: `say` may only `ask` and `run`, and what it returns may tell the rows
+        once all waits are over. None where there is no such way, or it would have to wait for a connection."""
 
     def run_alone(self, statement: str, parameters: Mapping[str, Any]) -> None:
         """A transaction of one statement, whose rows nobody asks for; short enough to do without a `begin`."""

@@ -1,0 +1,172 @@
+"""An exchange in steps: what is waited for without a thread, and what becomes of it when the database goes away."""
+
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import pytest
+from exam import (
+    Place,
+    age_lease,
+    claim_one,
+    enqueue,
+    enqueue_and_claim,
+    exchange_in_steps,
+    failed,
+    on_postgres,
+    request,
+    status,
+    the_run,
+)
+
+from durablestack.errors import StoreUnavailable
+from durablestack.runs import Outcome, RunStatus, Succeeded
+from durablestack.stores.contract import Claim, Exchanged, Store
+from durablestack.stores.sql import SqlStore
+from durablestack.stores.steps import Step, Wait
+from proxy import TcpProxy, When
+
+TIMEOUT_SECONDS = 1.0
+
+before_or_after = pytest.mark.parametrize("when", ["before", "after"])
+
+
+def only_to_claim() -> Claim:
+    return request(end_expired=False)
+
+
+def steps_of(store: Store, outcomes: list[Outcome], claim: Claim) -> list[Step]:
+    steps, taken, answer = store.exchange_in_steps(outcomes, claim), [], None
+    while True:
+        try:
+            taken.append(steps.send(answer))
+        except StopIteration:
+            return taken
+        answer = taken[-1].here() if isinstance(taken[-1], Wait) else taken[-1]()
+
+
+@pytest.fixture
+def proxy(place: Place) -> Iterator[TcpProxy]:
+    with TcpProxy("127.0.0.1", urlsplit(place.database_url or "").port or 5432) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxied(place: Place, store: Store, proxy: TcpProxy) -> Iterator[Store]:
+    """The same tables as `store`, by way of the proxy, connected already."""
+    proxied = place.through(proxy.port).open(timeout_seconds=TIMEOUT_SECONDS, connections_max=2)
+    proxied.verify_schema()
+    yield proxied
+    proxied.close()
+
+
+@on_postgres
+def test_claims_and_plain_successes_need_no_thread(store: Store) -> None:
+    lease, waiting = enqueue_and_claim(store), enqueue(store)
+    steps = steps_of(store, [Succeeded(lease)], only_to_claim())
+    assert steps
+    assert all(isinstance(step, Wait) for step in steps)
+    assert [status(store, run_id) for run_id in (lease.run_id, waiting)] == [RunStatus.SUCCEEDED, RunStatus.LEASED]
+
+
+@on_postgres
+@pytest.mark.parametrize("what", ["an outcome that is no plain success", "leases that have expired are ended"])
+def test_what_has_to_be_looked_at_first_is_a_call(store: Store, what: str) -> None:
+    lease, waiting = enqueue_and_claim(store), enqueue(store)
+    looks_for_expired = what.startswith("leases")
+    outcome = Succeeded(lease) if looks_for_expired else failed(lease)
+    (step,) = steps_of(store, [outcome], request(end_expired=looks_for_expired))
+    assert not isinstance(step, Wait)
+    assert status(store, waiting) is RunStatus.LEASED
+
+
+@on_postgres
+def test_where_no_connection_is_free_it_is_a_call_that_waits_for_one(place: Place, store: Store) -> None:
+    enqueue(store)
+    narrow = place.open(connections_max=1)
+    assert isinstance(narrow, SqlStore)
+    narrow.now()
+    with narrow._connections.transaction():
+        step = next(narrow.exchange_in_steps([], only_to_claim()))
+    assert not isinstance(step, Wait)
+    assert len(step().claimed.runs) == 1
+    narrow.close()
+
+
+@on_postgres
+def test_a_backlog_of_output_that_fills_the_socket_is_written_all_the_same(store: Store) -> None:
+    leases = [enqueue_and_claim(store) for _ in range(60)]
+    plain = Succeeded(leases[0])
+    outcomes: list[Outcome] = [Succeeded(lease, type(plain.output)("x" * 200_000, None)) for lease in leases]
+    exchanged = exchange_in_steps(store, outcomes, only_to_claim())
+    assert set(exchanged.recorded.values()) == {RunStatus.SUCCEEDED}
+    assert len(the_run(store, leases[-1].run_id).stdout_tail or "") == 200_000
+
+
+# --- the database goes away
+
+
+def uncertain(store: Store, outcomes: list[Outcome], claim: Claim) -> bool:
+    with pytest.raises(StoreUnavailable) as caught:
+        exchange_in_steps(store, outcomes, claim)
+    return caught.value.uncertain
+
+
+@on_postgres
+@before_or_after
+def test_one_whose_answer_was_lost_is_done_whole_or_not_at_all(
+    store: Store, proxied: Store, proxy: TcpProxy, when: When
+) -> None:
+    lease, waiting, token = enqueue_and_claim(store), enqueue(store), uuid4()
+    proxy.cut_commit(when, b"status = 'leased'")
+    assert uncertain(proxied, [Succeeded(lease)], request(token=token, end_expired=False))
+    done = when == "after"
+    assert status(store, lease.run_id) is (RunStatus.SUCCEEDED if done else RunStatus.LEASED)
+    assert proxied.release_claim(token) == ({waiting} if done else set())
+    assert proxied.record([Succeeded(lease)]) == {lease.run_id: RunStatus.SUCCEEDED}
+    assert claim_one(proxied).run_id == waiting
+
+
+@on_postgres
+def test_a_frozen_server_is_given_up_within_the_timeout_and_served_again_after(
+    store: Store, proxied: Store, proxy: TcpProxy
+) -> None:
+    enqueue(store)
+    proxy.freeze()
+    began_at = time.monotonic()
+    assert uncertain(proxied, [], only_to_claim())
+    assert time.monotonic() - began_at < TIMEOUT_SECONDS + 0.7
+    proxy.thaw()
+    assert proxied.count_runs()
+
+
+@on_postgres
+def test_a_claim_is_uncertain_if_what_was_refused_beside_it_cannot_be_looked_at(
+    store: Store, proxied: Store, proxy: TcpProxy
+) -> None:
+    stale = enqueue_and_claim(store)
+    age_lease(store, stale.run_id)
+    claim_one(store)
+    waiting, token = enqueue(store), uuid4()
+    steps = proxied.exchange_in_steps([Succeeded(stale)], request(token=token, end_expired=False))
+    step = next(steps)
+    while isinstance(step, Wait):
+        step = steps.send(step.here())
+    proxy.refuse()
+    with pytest.raises(StoreUnavailable) as caught:
+        step()
+    assert caught.value.uncertain
+    proxy.pass_through()
+    assert proxied.release_claim(token) == {waiting}
+
+
+@on_postgres
+def test_a_statement_that_fails_leaves_nothing_and_a_connection_that_goes_on(store: Store) -> None:
+    lease = enqueue_and_claim(store)
+    zero = request(end_expired=False, batch_size=-1)
+    with pytest.raises(Exception, match="LIMIT"):
+        exchange_in_steps(store, [Succeeded(lease)], zero)
+    assert the_run(store, lease.run_id).lease == lease
+    again = exchange_in_steps(store, [Succeeded(lease)], only_to_claim())
+    assert again == Exchanged({lease.run_id: RunStatus.SUCCEEDED}, again.claimed)
