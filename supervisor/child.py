@@ -18,7 +18,6 @@ import threading
 import traceback
 from multiprocessing.connection import Connection
 from time import perf_counter, sleep  # a job may put something else in their place
-from typing import TextIO
 
 from msgspec import Struct
 from msgspec.structs import astuple, replace
@@ -34,7 +33,6 @@ from . import wire
 from .address_space import AddressSpace
 from .application import Application, ChildSettings
 from .isolation import out_of_the_way, set_apart
-from .leases import boottime
 from .orders import Orders, OrdersLost
 from .usage import Meter
 from .watchdog import Watchdog
@@ -176,6 +174,7 @@ class _Work:
         self._application = application
         self._pipe = pipe
         self._written = written
+        self._meter = Meter()
 
     def do(self) -> None:
         """Until it is said that no order comes any more."""
@@ -196,12 +195,11 @@ class _Work:
 
     def _execute(self, order: wire.Execute, cancel_flag: CancelFlag, *, closely: bool) -> _Reply:
         """`closely`: there is time to look at all that the run may have left."""
-        meter = Meter()
-        began_at, began_boottime = perf_counter(), boottime()
-        result = self._perform_traced(order, cancel_flag, meter)
+        began_at = perf_counter()
+        self._meter.begin(began_at)
+        result = self._perform_traced(order, cancel_flag)
         ended_at = perf_counter()
-        _flush(sys.stdout)
-        _flush(sys.stderr)
+        _flush()
         # What a job has changed here shall meet no other job; what it has left running the supervisor finds below us,
         # as long as we are there: the order to stop comes after that.
         residue = self._application.residue
@@ -216,17 +214,18 @@ class _Work:
             _reply(order.number, result),
             retires=retires,
             left=left,
-            used=wire.Used(*astuple(meter.read())),
+            used=wire.Used(*astuple(self._meter.read())),
             seconds=seconds,
             stdout=stdout,
             stderr=stderr,
-            boottime=began_boottime if left else 0.0,
+            boottime=self._meter.since if left else 0.0,
         )
 
-    def _perform_traced(self, order: wire.Execute, cancel_flag: CancelFlag, meter: Meter) -> Returned | Raised:
+    def _perform_traced(self, order: wire.Execute, cancel_flag: CancelFlag) -> Returned | Raised:
+        meter = self._meter
         if not tracing.loaded():
             if not order.short:
-                self._pipe.send(wire.Began(order.number, "", "", *meter.before, boottime()))
+                self._pipe.send(wire.Began(order.number, "", "", *meter.cpu_before, meter.since))
             return self._perform(order, cancel_flag)
         execution = tracing.Execution(
             run_id=order.run_id,
@@ -236,7 +235,7 @@ class _Work:
             trace_context=order.trace_context,
         )
         with tracing.executing(execution, self._application.settings.trace_relation) as span:
-            self._pipe.send(wire.Began(order.number, span.trace_id, span.span_id, *meter.before, boottime()))
+            self._pipe.send(wire.Began(order.number, span.trace_id, span.span_id, *meter.cpu_before, meter.since))
             result = self._perform(order, cancel_flag)
             if isinstance(result, Raised):
                 span.failed(result.error_type, result.error_message)
@@ -254,9 +253,10 @@ class _Work:
             attempt=order.attempt,
             max_attempts=order.max_attempts,
             scheduled_for=order.scheduled_for,
-            cancel_flag=cancel_flag,
-            container=application.container,
+            _cancel_flag=cancel_flag,
         )
+        if application.container is not None:
+            context.services = application.container.scope(context)
         if order.address_space_limit is None:
             return execute(registration, order.payload, context, cancel_flag, application.runner)
         address_space = AddressSpace(order.address_space_limit)
@@ -293,8 +293,11 @@ def _raised(error_type: str, error_message: str, *, process_is_spent: bool = Fal
     )
 
 
-def _flush(stream: TextIO) -> None:
+def _flush() -> None:
     try:
-        stream.flush()
-    except BaseException:  # a job closed it, or put something of its own there
+        try:
+            sys.stdout.flush()
+        finally:
+            sys.stderr.flush()
+    except BaseException:  # a job closed one of them, or put something of its own there, or nothing
         return

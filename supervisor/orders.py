@@ -42,7 +42,7 @@ class Orders:
         self._poll = select.poll()
         self._poll.register(self._permits, select.POLLIN)
         self._poll.register(self._windows, 0)  # which wakes us once it is shut down
-        self._ahead: deque[tuple[int, wire.Execute | wire.Follows]] = deque()  # with their generations
+        self._ahead: deque[tuple[bytes, wire.Execute | wire.Follows]] = deque()  # with the permits of their generations
         self._long: SimpleQueue[wire.Execute] = SimpleQueue()
         self._lock = threading.Lock()  # over the three below
         self._number = -1
@@ -59,8 +59,8 @@ class Orders:
         Raises:
             OrdersLost: none can come any more.
         """
-        generation = self._take_permit()
-        return None if generation is None else self._begin(self._order_of(generation))
+        permit = self._take_permit()
+        return None if permit is None else self._begin(self._order_of(permit))
 
     def take(self) -> Taken | None:
         """Wait for the next order; None once it was said that none comes.
@@ -83,7 +83,7 @@ class Orders:
         """Take nothing more, whatever is there: it is to be done elsewhere."""
         self._stopped.wait()
 
-    def _take_permit(self) -> int | None:
+    def _take_permit(self) -> bytes | None:
         while True:
             try:
                 permit = os.read(self._permits, wire.PERMIT.size)
@@ -96,17 +96,18 @@ class Orders:
                 continue
             if len(permit) != wire.PERMIT.size:
                 raise OrdersLost
-            return int(wire.PERMIT.unpack(permit)[0])
+            return permit
 
-    def _order_of(self, generation: int) -> wire.Execute | wire.Follows:
-        """The first one of this generation. Those before it are void: taken back, or without room for their permits."""
+    def _order_of(self, permit: bytes) -> wire.Execute | wire.Follows:
+        """The first one of its generation. Those before it are void: taken back, or without room for their permits."""
         while True:
             while self._ahead:
-                of, order = self._ahead.popleft()
-                if of == generation:
+                permitted_by, order = self._ahead.popleft()
+                if permitted_by == permit:
                     return order
             window = self._receive()
-            self._ahead.extend((window.generation, order) for order in window.orders)
+            permitted_by = wire.PERMIT.pack(window.generation)
+            self._ahead.extend((permitted_by, order) for order in window.orders)
 
     def _receive(self) -> wire.Window:
         message: bytes | None = None

@@ -1,13 +1,16 @@
 """What a run leaves in its child: compared before and after, so that a child that is not as it was is replaced.
 
 What cannot be seen, such as a patched function of the application, stays; `fresh_process_per_run` is for jobs that do
-such things. It is done after each run, and many runs are short: what is looked at here costs about a microsecond each,
-limits and descriptors several. So between runs that follow each other at once, those have their turn each millisecond.
+such things. It is done after each run, and many runs are short: what is looked at here costs about half a microsecond
+each, limits and descriptors several, and handlers of real-time signals harm the next run hardly. So between runs that
+follow each other at once, those three have their turn each millisecond.
 """
 
 from __future__ import annotations
 
+import _thread
 import asyncio
+import ctypes
 import datetime
 import locale
 import os
@@ -25,6 +28,8 @@ from typing import Any
 from .usage import children, open_file, status
 
 _SIGNALS = sorted(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
+_REAL_TIME_SIGNALS = [number for number in _SIGNALS if number >= getattr(signal, "SIGRTMIN", signal.NSIG)]
+_STANDARD_SIGNALS = [number for number in _SIGNALS if number not in _REAL_TIME_SIGNALS]
 _LIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
 _KEPT_BY_THE_LOOP = "asyncio_"
 
@@ -34,8 +39,10 @@ _signal: Any = getattr(signal, "_signal", signal)
 _ALL_KINDS_WITHOUT_WAITING = 0x4000_0000  # __WALL
 if sys.platform == "linux":
     _ALL_KINDS_WITHOUT_WAITING |= os.WEXITED | os.WNOHANG | os.WNOWAIT
+    _waitid = ctypes.CDLL(None).waitid
+    """That of `os` raises an error if there is nobody, which takes as long as to ask."""
 
-_LIMITS_AND_DESCRIPTORS_EACH_SECONDS = 0.001
+_LOOK_CLOSELY_EACH_SECONDS = 0.001
 
 PROCESSES = "processes"
 
@@ -56,17 +63,16 @@ class Residue:
     def found_between(self, now: float) -> tuple[str, ...]:
         """The same, where another run follows at once; `now` is of `perf_counter`.
 
-        Limits and descriptors that a run has spoilt may be found as late as a millisecond after all was looked at, and
-        the runs until then meet them. What they left is found as that of the last one, so where none follows, ask for
-        what is `found`.
+        What takes a closer look may be found as late as a millisecond after the last one, and the runs until then meet
+        it. What they left is found as that of the last one, so where none follows, ask for what is `found`.
         """
-        is_soon = now - self._looked_at < _LIMITS_AND_DESCRIPTORS_EACH_SECONDS
+        is_soon = now - self._looked_at < _LOOK_CLOSELY_EACH_SECONDS
         return () if is_soon and self._is_as_it_was_at_a_glance() else self.found
 
     def forgive(self) -> None:
         """From here on this is how it is to be."""
-        self._looked_at, self._threads = perf_counter(), threading.enumerate()
-        self._umask = _umask()
+        self._looked_at, self._threads = perf_counter(), _thread._count()
+        self._umask, self._is_alone = _umask(), not _has_processes()
         self._glance = _glance(self._loop)
         self._ready = _look(self._loop, self._umask)
 
@@ -80,7 +86,7 @@ class Residue:
 
     def _found(self, *, while_running: bool) -> tuple[str, ...]:
         try:
-            threads = threading.enumerate()
+            threads = _thread._count()
             now = _look(self._loop, _umask() if while_running else _umask_if(self._umask))
             if now != self._ready:
                 return tuple(what for what, was in self._ready.items() if now[what] != was)
@@ -90,16 +96,16 @@ class Residue:
             return (f"what raises {type(error).__name__}"[:50],)
 
     def _is_as_it_was_at_a_glance(self) -> bool:
-        """Whether all but limits and descriptors is as it was. If not, a closer look may say that it still is."""
+        """Whether all is but what takes a closer look. If not, that may say that it still is."""
         ready = self._ready
         try:
             return (
                 _glance(self._loop) == self._glance
                 and _variables() == ready["environment"]
                 and sys.path == ready["sys.path"]
-                and threading.enumerate() == self._threads
-                and not ready[PROCESSES]
-                and not _has_processes()
+                and _thread._count() == self._threads
+                and self._is_alone
+                and _is_alone_still()
                 and _umask_if(self._umask) == self._umask
             )
         except BaseException:  # a closer look tells what it is
@@ -124,7 +130,7 @@ def _glance(loop: asyncio.AbstractEventLoop) -> tuple[object, ...]:
     stdout, stderr = sys.stdout, sys.stderr
     return (
         _folder(),
-        [*map(_signal.getsignal, _SIGNALS)],
+        [*map(_signal.getsignal, _STANDARD_SIGNALS)],
         signal.getitimer(signal.ITIMER_REAL)[0] > 0,
         sys.getrecursionlimit(),
         (id(stdout), getattr(stdout, "closed", None), id(stderr), getattr(stderr, "closed", None)),
@@ -139,6 +145,7 @@ def _look(loop: asyncio.AbstractEventLoop, umask: int | None) -> dict[str, objec
     """All of it."""
     return {
         **dict(zip(_AT_A_GLANCE, _glance(loop), strict=True)),
+        "real-time signals": [*map(_signal.getsignal, _REAL_TIME_SIGNALS)],
         "resource limits": [*map(resource.getrlimit, _LIMITS)],
         "descriptors": (open_file(1), open_file(2)),
         "threads": _threads(),
@@ -177,6 +184,11 @@ def _has_processes() -> bool:
     except OSError:
         return True
     return True
+
+
+def _is_alone_still() -> bool:
+    """Where we were before: then to ask is allowed, and an error says that there is nobody."""
+    return sys.platform != "linux" or bool(_waitid(os.P_ALL, 0, None, _ALL_KINDS_WITHOUT_WAITING) < 0)
 
 
 def _umask() -> int | None:

@@ -19,6 +19,7 @@ from msgspec.structs import astuple
 from durablestack.runs import Usage
 
 from .isolation import out_of_the_way
+from .leases import boottime
 
 _PAGE_BYTES = resource.getpagesize()
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -28,6 +29,7 @@ _RESET_PEAK = b"5"
 _RESET_PEAK_AFTER_SECONDS = 1.0
 _RSS_ERROR_BYTES_MAX = 1_048_576
 _END_ROUNDS_MAX = 20
+_BEGINNINGS_SHARED_SECONDS = 0.001
 
 _getrusage, _SELF, _CHILDREN = resource.getrusage, resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
 
@@ -36,13 +38,26 @@ _getrusage, _SELF, _CHILDREN = resource.getrusage, resource.RUSAGE_SELF, resourc
 
 
 class Meter:
-    """What this process uses from here on. To begin is cheap, and done for each run; to read it is not."""
+    """What this process uses from the beginning of a run on.
 
-    def __init__(self) -> None:
-        self.before = _cpu_seconds(_peak.begin())
+    Many runs are short, and few are asked what they have used: those that begin within a millisecond share a beginning.
+    What is told may so be too much by what is used in a millisecond.
+    """
+
+    cpu_before = (0.0, 0.0)
+    since = 0.0
+    """By the clock of `leases.boottime`."""
+    _began_at = float("-inf")
+
+    def begin(self, now: float) -> None:
+        """`now` is of `perf_counter`."""
+        if now - self._began_at >= _BEGINNINGS_SHARED_SECONDS:
+            self.since = boottime()
+            self.cpu_before = _cpu_seconds(_peak.begin())
+            self._began_at = now
 
     def read(self) -> Usage:
-        user_before, system_before = self.before
+        user_before, system_before = self.cpu_before
         user, system = _cpu_seconds(_getrusage(_SELF))
         return Usage(_peak_bytes(), max(0.0, user - user_before), max(0.0, system - system_before))
 

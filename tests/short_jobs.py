@@ -236,8 +236,8 @@ def short_and_limits(work: Work, context: JobContext) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
             time.sleep(work.seconds)
         case "looks-seldom":  # only when no run follows
-            assert residue._LIMITS_AND_DESCRIPTORS_EACH_SECONDS
-            residue._LIMITS_AND_DESCRIPTORS_EACH_SECONDS = 3_600.0
+            assert residue._LOOK_CLOSELY_EACH_SECONDS
+            residue._LOOK_CLOSELY_EACH_SECONDS = 3_600.0
 
 
 @durable_job(name="short-and-sends-off-a-daemon", max_attempts=3)
@@ -252,10 +252,13 @@ def short_and_sends_off_a_daemon(work: Work, context: JobContext) -> None:
 
 @durable_job(name="short-and-fails", max_attempts=3, retry_initial_delay_seconds=0.05)
 def short_and_fails(work: Work, context: JobContext) -> None:
-    """At its first attempt, if it is to."""
+    """At its first attempt, if it is to, after so much CPU time."""
     note(work, context, "start")
     print(f"{context.attempt} of {context.run_id}")
     if work.what == "fails" and context.attempt == 1:
+        end = time.process_time() + work.seconds
+        while time.process_time() < end:
+            pass
         raise ValueError(f"{context.run_id} is wrong")
 
 

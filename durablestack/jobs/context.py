@@ -7,15 +7,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cached_property
 from time import time  # a job may put something else in its place
-from typing import TYPE_CHECKING
 from uuid import UUID
+
+from msgspec import Struct, field
 
 from durablestack.errors import RunCancelled
 
-from .scope import NO_SERVICES
-
-if TYPE_CHECKING:
-    from .container import ServiceContainer
+from .scope import NO_SERVICES, ServiceScope
 
 
 class CancelFlag:
@@ -25,13 +23,12 @@ class CancelFlag:
     done its work, one that returns after noticing has given up.
     """
 
+    _lock = threading.Lock()
+    """Over the three below. One for all flags, for it is never held for long."""
     _is_set = False
     _awaited: threading.Event | None = None  # most jobs never wait for it
     _interrupt: Callable[[], None] | None = None
     noticed = False
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # over the first three
 
     def set(self) -> None:
         with self._lock:
@@ -67,7 +64,7 @@ class CancelFlag:
         return self.check()
 
 
-class JobContext:
+class JobContext(Struct, kw_only=True, eq=False, dict=True, weakref=True):
     """The run that a job is executing, handed to `execute` as its last argument.
 
     Attributes:
@@ -80,25 +77,14 @@ class JobContext:
         services: the services of the application: `context.services.get(Mailer)`.
     """
 
-    def __init__(
-        self,
-        *,
-        run_id: UUID,
-        job_name: str,
-        attempt: int,
-        max_attempts: int,
-        scheduled_for: datetime,
-        cancel_flag: CancelFlag | None = None,
-        container: ServiceContainer | None = None,
-    ) -> None:
-        self.run_id = run_id
-        self.job_name = job_name
-        self.attempt = attempt
-        self.max_attempts = max_attempts
-        self.scheduled_for = scheduled_for
-        self.services = NO_SERVICES if container is None else container.scope(self)
-        self._started_at_seconds = time()
-        self._cancel_flag = cancel_flag or CancelFlag()
+    run_id: UUID
+    job_name: str
+    attempt: int
+    max_attempts: int
+    scheduled_for: datetime
+    services: ServiceScope = NO_SERVICES
+    _cancel_flag: CancelFlag = field(default_factory=CancelFlag)
+    _started_at_seconds: float = field(default_factory=time)
 
     @cached_property
     def started_at(self) -> datetime:

@@ -204,6 +204,7 @@ LEFT = {
 }
 
 LEFT_DEARER = {
+    "real-time signals": "signal.signal(signal.SIGRTMIN + 1, lambda *_: None)",
     "resource limits": "resource.setrlimit(number := resource.RLIMIT_NOFILE, (64, resource.getrlimit(number)[1]))",
     "descriptors": "os.dup2(os.open('/dev/null', os.O_WRONLY), 2)",
 }
@@ -216,7 +217,7 @@ def test_what_is_not_as_it_was_is_named(what: str, look: str) -> None:
 
 
 @pytest.mark.parametrize("what", LEFT_DEARER)
-def test_limits_and_descriptors_are_named_a_millisecond_later_or_when_nothing_follows(what: str) -> None:
+def test_what_takes_a_closer_look_is_named_a_millisecond_later_or_when_nothing_follows(what: str) -> None:
     for look in ("residue.found", LATER):
         assert found(LEFT_DEARER[what], look=look) == what
     left = f"""
@@ -258,7 +259,6 @@ HOSTILE = {
     "a stream that cannot be asked": "sys.stdout = type('Mute', (), {'closed': property(lambda _: 1 / 0)})()",
     "a path that is none": "sys.path = None",
     "a folder that ends the process": "os.getcwd = sys.exit",
-    "threads that raise": "threading.enumerate = lambda: 1 / 0",
     "a timer that is mute": "signal.getitimer = lambda _: None",
 }
 
@@ -267,6 +267,22 @@ HOSTILE = {
 @pytest.mark.parametrize("look", LOOKS)
 def test_what_is_put_in_the_place_of_what_is_looked_at_is_found(hostile: str, look: str) -> None:
     assert found(hostile, look=look) != ""
+
+
+@pytest.mark.parametrize("look", ["residue.found", LATER])
+def test_threads_that_cannot_be_told_are_found_by_a_closer_look(look: str) -> None:
+    assert found("threading.enumerate = lambda: 1 / 0", look=look) == "what raises ZeroDivisionError"
+
+
+def test_the_handler_of_each_signal_that_can_have_one_is_looked_at() -> None:
+    left = """
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        before = signal.signal(number, lambda *_: None)
+        what = "real-time signals" if number >= signal.SIGRTMIN else "signal handlers"
+        assert residue.found == (what,), number
+        signal.signal(number, before)
+    """
+    assert found(left) == ""
 
 
 @pytest.mark.parametrize("look", LOOKS)

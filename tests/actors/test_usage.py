@@ -23,6 +23,13 @@ MEBIBYTE = 1_048_576
 Start = Callable[..., subprocess.Popen[bytes]]
 
 
+def meter() -> usage.Meter:
+    """One that begins now."""
+    made = usage.Meter()
+    made.begin(time.perf_counter())
+    return made
+
+
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Start Python programs that say when they are ready."""
@@ -105,18 +112,16 @@ def test_the_state_of_a_process_is_told(start: Start) -> None:
 def test_a_meter_tells_the_peak_and_the_cpu_time_of_what_came_after_it() -> None:
     block = bytearray(b"x") * (200 * MEBIBYTE)
     del block
-    meter = usage.Meter()
+    begun = meter()
     block = bytearray(b"x") * (50 * MEBIBYTE)
-    end = time.process_time() + 0.1
-    while time.process_time() < end:
-        sum(block[:1000])
+    use_cpu_seconds(0.1)
     del block
-    used = meter.read()
+    used = begun.read()
     now = usage.look(os.getpid())
     assert now is not None
     grown_bytes = (used.peak_memory_bytes or 0) - now.resident_bytes
     assert 40 * MEBIBYTE < grown_bytes < 150 * MEBIBYTE
-    assert (used.user_cpu_seconds or 0) + (used.system_cpu_seconds or 0) > 0.09
+    assert cpu_seconds(used) > 0.09
 
 
 def grown_bytes(used: Usage) -> int:
@@ -127,25 +132,27 @@ def grown_bytes(used: Usage) -> int:
 
 def test_what_one_run_has_used_does_not_count_for_the_next() -> None:
     for _ in range(3):
-        meter = usage.Meter()
-        assert grown_bytes(meter.read()) < 50 * MEBIBYTE
+        begun = meter()
+        assert grown_bytes(begun.read()) < 50 * MEBIBYTE
         block = bytearray(b"x") * (100 * MEBIBYTE)
         del block
-        assert grown_bytes(meter.read()) > 90 * MEBIBYTE
+        assert grown_bytes(begun.read()) > 90 * MEBIBYTE
 
 
 def test_what_was_held_counts_no_more_some_time_after_it_was_given_back() -> None:
     block = bytearray(b"x") * (100 * MEBIBYTE)
-    usage.Meter()
+    meter()
     del block
-    eventually(lambda: grown_bytes(usage.Meter().read()) < 50 * MEBIBYTE)
+    eventually(lambda: grown_bytes(meter().read()) < 50 * MEBIBYTE)
 
 
 def test_nor_where_the_program_that_executed_this_one_had_more_memory() -> None:
     measures = f"""
+import time
 from durablestack.supervisor import usage
 for _ in range(3):
     meter = usage.Meter()
+    meter.begin(time.perf_counter())
     before = meter.read().peak_memory_bytes
     block = bytearray(b"x") * (100 * {MEBIBYTE})
     del block
@@ -161,16 +168,41 @@ os.execv(sys.executable, [sys.executable, "-c", {measures!r}])
     assert ended.stdout.split() == ["True"] * 3
 
 
+def test_runs_that_begin_within_a_millisecond_share_a_beginning_and_later_ones_have_their_own() -> None:
+    begun = usage.Meter()
+    begun.begin(10.0)
+    first = (begun.cpu_before, begun.since)
+    use_cpu_seconds(0.05)
+    begun.begin(10.0009)
+    assert (begun.cpu_before, begun.since) == first
+    assert cpu_seconds(begun.read()) > 0.04
+    begun.begin(10.0011)
+    assert cpu_seconds(begun.read()) < 0.04
+    assert first[1] < begun.since <= boottime()
+    use_cpu_seconds(0.05)
+    assert cpu_seconds(begun.read()) > 0.04, "of a run that takes its time, from its beginning on"
+
+
+def use_cpu_seconds(seconds: float) -> None:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        continue
+
+
+def cpu_seconds(used: Usage) -> float:
+    return (used.user_cpu_seconds or 0) + (used.system_cpu_seconds or 0)
+
+
 def descriptors_of(name: str) -> list[int]:
     fds = Path("/proc/self/fd")
     return [int(fd) for fd in os.listdir(fds) if os.path.realpath(fds / fd).endswith(name)]
 
 
 def test_a_meter_writes_to_no_file_that_took_the_place_of_its_own(tmp_path: Path) -> None:
-    usage.Meter()
+    meter()
     [ours] = descriptors_of("/clear_refs")
     for _ in range(2):
-        usage.Meter()
+        meter()
     assert descriptors_of("/clear_refs") == [ours]
     os.close(ours)
     with open(tmp_path / "a file of a job", "wb") as opened:
@@ -178,7 +210,7 @@ def test_a_meter_writes_to_no_file_that_took_the_place_of_its_own(tmp_path: Path
     try:
         block = bytearray(b"x") * (200 * MEBIBYTE)
         del block
-        used = usage.Meter().read()
+        used = meter().read()
         assert os.fstat(ours).st_size == 0
     finally:
         os.close(ours)

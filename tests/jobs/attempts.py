@@ -38,9 +38,10 @@ class Child:
             attempt=1,
             max_attempts=3,
             scheduled_for=datetime(2030, 1, 2, tzinfo=UTC),
-            cancel_flag=flag,
-            container=self.container,
+            _cancel_flag=flag,
         )
+        if self.container is not None:
+            context.services = self.container.scope(context)
         return execute(registration, None, context, flag, self.runner)
 
     def succeed(self, job: Callable[..., Any]) -> None:

@@ -49,5 +49,5 @@ def context(flag: CancelFlag) -> JobContext:
         attempt=2,
         max_attempts=3,
         scheduled_for=datetime(2030, 1, 2, tzinfo=UTC),
-        cancel_flag=flag,
+        _cancel_flag=flag,
     )

@@ -30,7 +30,7 @@ def test_what_a_job_returns_goes_nowhere() -> None:
     registration = JobRegistry([returns_much]).find("returns-much")
     flag, now = CancelFlag(), datetime.now(UTC)
     context = JobContext(
-        run_id=uuid4(), job_name="returns-much", attempt=1, max_attempts=1, scheduled_for=now, cancel_flag=flag
+        run_id=uuid4(), job_name="returns-much", attempt=1, max_attempts=1, scheduled_for=now, _cancel_flag=flag
     )
     with asyncio.Runner() as runner:
         result = execute(registration, None, context, flag, runner)

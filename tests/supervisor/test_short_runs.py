@@ -14,7 +14,7 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from durablestack import Event, RunStatus
+from durablestack import Attempt, Event, RunStatus
 from durablestack.events import EventType
 from durablestack.text import clean
 from short_bench import ShortBench, Watched, short_bench
@@ -69,6 +69,25 @@ async def test_a_run_that_fails_among_others_has_its_own_error_and_is_tried_agai
         errors = [attempt.error_message for attempt in any_bench.stack.queries.get_attempts(run.id)]
         assert [error for error in errors if error] == [f"{run.id} is wrong"] * (run.attempt - 1)
     assert watched.behind_max > 0
+
+
+async def test_of_runs_that_fail_among_others_each_has_the_cpu_time_that_it_used(bench: ShortBench) -> None:
+    works: list[dict[str, Any]] = [{}] * 400
+    burns, fails = {"what": "fails", "seconds": 0.2}, {"what": "fails"}
+    works[50:350:50] = [fails, burns, fails] * 2
+    run_ids = bench.enqueue_all("short-and-fails", works)
+    watched = await do_all(bench, max_concurrent_runs=1)
+    for run_id, work in zip(run_ids, works, strict=True):
+        used = [cpu_seconds(attempt) for attempt in bench.stack.queries.get_attempts(run_id) if attempt.error_type]
+        assert len(used) == ("what" in work)
+        assert all(work.get("seconds", 0.0) <= seconds < work.get("seconds", 0.0) + 0.1 for seconds in used), work
+    assert watched.behind_max > 0
+
+
+def cpu_seconds(attempt: Attempt) -> float:
+    assert attempt.user_cpu_seconds is not None
+    assert attempt.system_cpu_seconds is not None
+    return attempt.user_cpu_seconds + attempt.system_cpu_seconds
 
 
 class Kept:
