@@ -12,7 +12,6 @@ from durablestack.errors import StoreError
 from durablestack.stores.steps import Steps, Wait, in_one
 from durablestack.supervisor.door import ask_store_in_steps
 
-
 pytestmark = pytest.mark.anyio
 
 
