@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from durablestack.events import Event, EventSink, EventType
 from durablestack.events.delivery import Delivery
 from durablestack.options import DurableStackOptions, redact
-from durablestack.runs import Failure, Run
+from durablestack.runs import Failure, Outcome, Run
 from durablestack.stores.contract import ExpiredRun
 
 
@@ -30,6 +30,9 @@ class Course(Struct, frozen=True, gc=False):
 
 
 NOT_BEGUN = Course()
+
+Told = tuple[Run, Outcome, Course]
+"""How an attempt at a run has ended."""
 
 
 class Emit(Protocol):

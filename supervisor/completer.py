@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import random
-from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -40,7 +39,7 @@ from durablestack.stores.contract import Store
 from durablestack.text import clean
 
 from . import verdict
-from .bus import NOT_BEGUN, Course, Emit
+from .bus import Course, Emit, Told
 from .door import ask_store
 from .leases import LeaseTable
 
@@ -49,9 +48,6 @@ log = logging.getLogger(__name__)
 _BATCH_SIZE_MAX = 500
 _BACKOFF_SECONDS_FIRST = 0.1
 _BACKOFF_SECONDS_MAX = 3.0
-
-
-Told = tuple[Run, Outcome, Course]
 
 
 class Counts(Struct):
@@ -81,7 +77,7 @@ class Completer:
         self._emit = emit
         self._secrets = secrets
         # bounded by the claimer, which claims nothing while there is no room
-        self._waiting: deque[Told] = deque()
+        self._waiting: list[Told] = []
         self._on_the_way = 0
         self._refused = False
         self._more = anyio.Event()
@@ -90,10 +86,11 @@ class Completer:
 
     # --- told by the pool and asked by the claimer, on the event loop
 
-    def record(self, run: Run, outcome: Outcome, course: Course = NOT_BEGUN) -> None:
-        if self._secrets and not (type(outcome) is Succeeded and outcome.output is NO_OUTPUT):
-            outcome = verdict.redacted(outcome, self._secrets)
-        self._waiting.append((run, outcome, course))
+    def record(self, ended: Sequence[Told]) -> None:
+        for run, outcome, course in ended:
+            silent = type(outcome) is Succeeded and outcome.output is NO_OUTPUT
+            told = outcome if silent or not self._secrets else verdict.redacted(outcome, self._secrets)
+            self._waiting.append((run, told, course))
         self._more.set()
 
     def no_more_comes(self) -> None:
@@ -128,7 +125,7 @@ class Completer:
     def written(self, batch: Sequence[Told], recorded: Mapping[UUID, RunStatus]) -> None:
         """The database has answered: the runs whose outcome it took, and what they are now."""
         self._on_the_way -= len(batch)
-        self._leases.drop(outcome.lease for _, outcome, _ in batch)
+        self._leases.drop([outcome.lease for _, outcome, _ in batch])
         self._room.set()
         for run, outcome, course in batch:
             status = recorded.get(run.id)
@@ -143,7 +140,7 @@ class Completer:
         others."""
         self._refused = self._refused or (refused and bool(batch))
         self._on_the_way -= len(batch)
-        self._waiting.extendleft(reversed(batch))
+        self._waiting = [*batch, *self._waiting]
         self._more.set()
 
     def look(self) -> None:
@@ -164,13 +161,13 @@ class Completer:
 
     def _next_batch(self) -> list[Told]:
         """Up to a second outcome of one run: of two attempts at it, the answer would not tell which was recorded."""
-        together: dict[int, Told] = {}
-        while self._waiting and len(together) < _BATCH_SIZE_MAX:
-            told = self._waiting[0]
-            if (number := told[0].id.int) in together:
+        runs = set[int]()  # by the number that the id of each is
+        for run, _, _ in self._waiting[:_BATCH_SIZE_MAX]:
+            if run.id.int in runs:
                 break
-            together[number] = self._waiting.popleft()
-        return list(together.values())
+            runs.add(run.id.int)
+        batch, self._waiting = self._waiting[: len(runs)], self._waiting[len(runs) :]
+        return batch
 
     async def _until_written(self, batch: Sequence[Outcome]) -> dict[UUID, RunStatus]:
         """Write until the database has answered for each; return the runs whose outcome it took, and what they are."""

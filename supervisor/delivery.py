@@ -6,6 +6,8 @@ are looked for now and then instead, until several looks in a row have found nob
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from durablestack.runs import Lease
 
 from . import wire
@@ -24,10 +26,11 @@ class Delivery:
         """What the child is to get with the next `send`."""
         self._looks_in_vain = 0
 
-    def gather(self, held: InHand) -> None:
-        self._numbered += 1
-        held.order = self._numbered
-        self.gathered.append(held)
+    def gather(self, more: Sequence[InHand]) -> None:
+        for held in more:
+            self._numbered += 1
+            held.order = self._numbered
+        self.gathered += more
 
     def withdraw(self, lease: Lease) -> InHand:
         held = next(held for held in self.gathered if held.lease == lease)

@@ -32,7 +32,7 @@ def ended_by(
 ) -> Ended:
     """The stack and what was used are asked for only where somebody will read them."""
     seconds = monotonic() - held.began_at if isinstance(how, Death) else how.seconds
-    evidence = Evidence(output=output_of(how, held, child), reached=held.reached)
+    evidence = Evidence(output=_output_of(how, held, child), reached=held.reached)
     if not isinstance(how, wire.Succeeded) or held.ending is not None:
         used = held.used if isinstance(how, Death) else usage.most(held.used, Usage(*astuple(how.used)))
         evidence = replace(evidence, stack=child.take_stack() if child is not None else None, usage=used)
@@ -46,9 +46,10 @@ def ended_by(
     )
 
 
-def output_of(how: wire.Succeeded | wire.Failed | Death, held: InHand, child: ChildProcess | None) -> Output:
+def _output_of(how: wire.Succeeded | wire.Failed | Death, held: InHand, child: ChildProcess | None) -> Output:
     if child is None:
         return NO_OUTPUT
     if held.assignment.short and not isinstance(how, Death):
-        return child.told_output(how)
+        (output,) = child.told_outputs([how])
+        return output
     return child.take_output()

@@ -28,7 +28,7 @@ from durablestack.runs import Run
 from . import dump, usage, wire
 from .boot import Boot, BootFailed
 from .bus import NOT_BEGUN, Course
-from .ended import ended_by, output_of
+from .ended import ended_by
 from .escalation import Escalation
 from .in_hand import Assignment, InHand
 from .leases import boottime
@@ -143,7 +143,7 @@ class Executor:
     def _finish_taken(self, death: Death, child: ChildProcess) -> None:
         held = self.line.in_hand
         assert held is not None
-        self.line.begins(held)
+        self.line.begin([held])
         self._finish(held, death, child)
 
     def _died(self, why: str) -> None:
@@ -171,39 +171,38 @@ class Executor:
     def _on_replies(self, replies: Sequence[wire.Reply]) -> None:
         """Successes of which nothing is to be said one by one, which nearly all are, are recorded together, up to a
         reply that is something else."""
-        plain: list[tuple[InHand, wire.Succeeded]] = []
-        for reply in replies:
-            held = self.line.in_hand
-            if held is not None and isinstance(reply, wire.Succeeded) and self._is_plain(held, reply):
-                self.line.step()
-                plain.append((held, reply))
-                continue
-            self._on_successes(plain)
-            plain = []
-            self._on_reply(reply)
-        self._on_successes(plain)
+        heard = 0
+        while heard < len(replies):
+            if plain := self._plain(replies[heard:]):
+                self._on_successes(plain)
+                heard += len(plain)
+            else:
+                self._on_reply(replies[heard])
+                heard += 1
 
-    def _is_plain(self, held: InHand, reply: wire.Succeeded) -> bool:
-        """Whether nobody wanted the run to end, and its child may go on."""
-        child = self.line.child
-        return (
-            held.order == reply.number
-            and held.ending is None
-            and child is not None
-            and not (reply.retires or child.killed or self.line.retiring or self._wears_out)
-            and not held.assignment.terms.fresh_process_per_run
-        )
+    def _plain(self, replies: Sequence[wire.Reply]) -> list[wire.Succeeded]:
+        """Those at the beginning that are of short runs which nobody wanted to end, and whose child may go on."""
+        line, child, plain = self.line, self.line.child, list[wire.Succeeded]()
+        if child is None or child.killed or line.retiring or self._wears_out:
+            return plain
+        for held, reply in zip(line.all, replies, strict=False):
+            if not isinstance(reply, wire.Succeeded) or reply.number != held.order or reply.retires:
+                break
+            if held.ending is not None or not held.assignment.short:
+                break
+            plain.append(reply)
+        return plain
 
-    def _on_successes(self, plain: Sequence[tuple[InHand, wire.Succeeded]]) -> None:
-        if not plain:
-            return
-        child = self.line.child
-        assert child is not None  # each of them was looked at with it
+    def _on_successes(self, plain: Sequence[wire.Succeeded]) -> None:
+        child, ended = self.line.child, self.line.all[: len(plain)]
+        assert child is not None  # it was looked at
         self._deaths_in_a_row = 0
-        for held, _ in plain:
+        self.line.step(len(plain))
+        for held in ended:
             held.end()
-            self.line.begins(held)
-        self._slots.succeeded([(held, reply.seconds, output_of(reply, held, child)) for held, reply in plain])
+        self.line.begin(ended)
+        seconds = [reply.seconds for reply in plain]
+        self._slots.succeeded(list(zip(ended, seconds, child.told_outputs(plain), strict=True)))
         self.line.stepped(len(plain))
         if self.line.in_hand is None and not child.gone:
             self._slots.idle(self)
@@ -229,12 +228,12 @@ class Executor:
         held.cpu_before = (began.user_cpu_seconds, began.system_cpu_seconds)
         held.began_boottime = min(began.boottime or held.began_boottime, boottime())
         held.course = Course(None, began.trace_id, began.span_id) if began.trace_id else NOT_BEGUN
-        self.line.begins(held)
+        self.line.begin([held])
 
     def _on_result(self, held: InHand, reply: wire.Succeeded | wire.Failed) -> None:
         line, child = self.line, self.line.child
         self._deaths_in_a_row = 0
-        line.begins(held)
+        line.begin([held])
         if reply.boottime:
             held.began_boottime = min(reply.boottime, held.began_boottime)
         is_dying = child is not None and child.killed

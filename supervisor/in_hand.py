@@ -8,9 +8,9 @@ from time import monotonic
 import anyio
 from msgspec import Struct
 
-from durablestack.runs import Run, Usage
+from durablestack.runs import Lease, Run, Usage
 
-from .bus import NOT_BEGUN
+from .bus import NOT_BEGUN, Course
 from .leases import boottime
 from .terms import Terms
 from .verdict import Ending
@@ -35,44 +35,25 @@ class Assignment(Struct, frozen=True, eq=False, gc=False):
         return self.short and self.run.attempt < self.run.max_attempts
 
 
-class InHand:
+class InHand(Struct, eq=False):
     """From when an executor takes a run until it lets go of it. Written by the executor alone."""
 
-    __slots__ = (
-        "_ended",
-        "assignment",
-        "began_at",
-        "began_boottime",
-        "begun",
-        "course",
-        "cpu_before",
-        "ending",
-        "has_ended",
-        "lease",
-        "order",
-        "overdue",
-        "reached",
-        "run",
-        "timeout",
-        "used",
-    )
-
-    def __init__(self, assignment: Assignment) -> None:
-        self.assignment = assignment
-        self.run = assignment.run
-        self.lease = assignment.run.lease
-        self.has_ended = False
-        self._ended: anyio.Event | None = None  # made for those who wait, which are few
-        self.ending: Ending | None = None  # why we end it, if we do
-        self.reached: float | None = None  # of the limit that we end it for
-        self.order: int | None = None  # by which the child has it, if one does
-        self.begun = False
-        self.overdue = False  # it was to be short, and is not
-        self.began_at = self.began_boottime = 0.0  # by the clock of the event loop, and by that of leases
-        self.cpu_before = (0.0, 0.0)  # what the child had used when it began the run
-        self.used = _NOTHING  # by the run, as far as it was seen from here
-        self.course = NOT_BEGUN
-        self.timeout: asyncio.TimerHandle | None = None
+    assignment: Assignment
+    run: Run
+    lease: Lease
+    ending: Ending | None = None  # why we end it, if we do
+    reached: float | None = None  # of the limit that we end it for
+    order: int | None = None  # by which the child has it, if one does
+    begun: bool = False
+    overdue: bool = False  # it was to be short, and is not
+    began_at: float = 0.0  # by the clock of the event loop
+    began_boottime: float = 0.0  # by that of leases
+    cpu_before: tuple[float, float] = (0.0, 0.0)  # what the child had used when it began the run
+    used: Usage = _NOTHING  # by the run, as far as it was seen from here
+    course: Course = NOT_BEGUN
+    timeout: asyncio.TimerHandle | None = None
+    has_ended: bool = False
+    _ended: anyio.Event | None = None  # made for those who wait, which are few
 
     @property
     def delivered(self) -> bool:
@@ -85,18 +66,15 @@ class InHand:
     def take_back(self) -> None:
         """No child has it any more, and none has begun it."""
         self.order = None
-        self._forget_timeout()
-
-    def end(self) -> None:
-        self._forget_timeout()
-        self.has_ended = True
-        if self._ended is not None:
-            self._ended.set()
-
-    def _forget_timeout(self) -> None:
         if self.timeout is not None:
             self.timeout.cancel()
-            self.timeout = None
+
+    def end(self) -> None:
+        self.has_ended = True
+        if self.timeout is not None:
+            self.timeout.cancel()
+        if self._ended is not None:
+            self._ended.set()
 
     async def ends_within(self, seconds: float) -> bool:
         if not self.has_ended:

@@ -16,6 +16,8 @@ from time import CLOCK_BOOTTIME, CLOCK_MONOTONIC, clock_gettime  # a job may put
 from typing import Protocol
 from uuid import UUID
 
+from msgspec import Struct
+
 from durablestack.runs import Lease
 
 MARGIN_RATIO = 0.2
@@ -49,20 +51,17 @@ def guard_seconds(lease_duration: timedelta) -> float:
     return lease_duration.total_seconds() * (1 - MARGIN_RATIO * (1 - GUARD_RATIO))
 
 
-class _Held:
+class _Held(Struct, eq=False, gc=False):
     """`child` is the one that executes the run, if one does."""
 
-    __slots__ = ("child", "guarded_until", "lease", "trusted_until")
-
-    def __init__(self, lease: Lease, trusted_until: float, guarded_until: float) -> None:
-        self.lease = lease
-        self.child: _Child | None = None
-        self.trusted_until = trusted_until
-        self.guarded_until = guarded_until
+    lease: Lease
+    trusted_until: float
+    guarded_until: float
+    child: _Child | None = None
 
 
 class _Child:
-    """A child and the leases under which it executes, one after the other: it may go on as long as all of them allow.
+    """A child and how many leases it executes under, one after the other: it may go on as long as all of them allow.
 
     While it has some, it is told of a later deadline only with a heartbeat: an earlier one does no harm until then.
     """
@@ -71,30 +70,19 @@ class _Child:
 
     def __init__(self, executing: Executing) -> None:
         self.executing = executing
-        self.leases: set[_Held] = set()
+        self.leases = 0
         self._told = math.inf
 
-    def begins(self, held: _Held) -> None:
-        self.leases.add(held)
-        held.child = self
-        if held.guarded_until < self._told:
-            self._tell(held.guarded_until)
+    def begins(self, until: float) -> None:
+        """It has more leases, of which this is the earliest deadline."""
+        if until < self._told:
+            self.goes_on(until)
 
-    def has_ended(self, held: _Held) -> None:
-        held.child = None
-        self.leases.discard(held)
-        if not self.leases:
-            self._told = math.inf
-            self.executing.trust_until(None)
-
-    def look(self) -> None:
-        """Its leases have been renewed, or that with the earliest deadline has ended."""
-        if self.leases and (until := min(held.guarded_until for held in self.leases)) != self._told:
-            self._tell(until)
-
-    def _tell(self, until: float) -> None:
-        self._told = until
-        self.executing.trust_until(until)
+    def goes_on(self, until: float) -> None:
+        """This is the earliest deadline of all its leases."""
+        if until != self._told:
+            self._told = until
+            self.executing.trust_until(until)
 
 
 class LeaseTable:
@@ -115,11 +103,11 @@ class LeaseTable:
     def hold(self, leases: Iterable[Lease], asked_at: float, duration: timedelta) -> None:
         """Take leases in that were asked for at `asked_at`."""
         trusted_until, guarded_until = asked_at + trust_seconds(duration), asked_at + guard_seconds(duration)
+        new = {lease.run_id.int: _Held(lease, trusted_until, guarded_until) for lease in leases}
         with self._lock:
-            for lease in leases:
-                if (older := self._held.get(lease.run_id.int)) is not None:  # ours before, expired and claimed anew
-                    self._lose(older)
-                self._held[lease.run_id.int] = _Held(lease, trusted_until, guarded_until)
+            for number in self._held.keys() & new.keys():  # ours before, expired and claimed anew
+                self._lose(self._held[number])
+            self._held.update(new)
 
     def executing(self, lease: Lease, child: Executing) -> bool:
         """The run is about to begin; False if its lease is not to be trusted any more, so it must not."""
@@ -127,32 +115,37 @@ class LeaseTable:
 
     def all_executing(self, leases: Sequence[Lease], child: Executing) -> list[Lease]:
         """The same for several, one after the other; return those that must not."""
-        refused = []
+        refused, until = [], math.inf
         with self._lock:
-            now, known = self._clock(), self._children.get(child)
-            for lease in leases:
-                held = self._found(lease)
+            now, known = self._clock(), self._children.get(child) or _Child(child)
+            for lease, held in zip(leases, self._found(leases), strict=True):
                 if held is None or held.trusted_until <= now:
                     refused.append(lease)
                     continue
-                if held.child is not None and held.child is not known:  # it had it, and has not begun it
-                    self._let_go(held)
-                if known is None:
-                    known = self._children[child] = _Child(child)
-                known.begins(held)
+                if held.child is not known:
+                    if held.child is not None:  # it had it, and has not begun it
+                        self._let_go([held])
+                    held.child = known
+                    known.leases += 1
+                if held.guarded_until < until:
+                    until = held.guarded_until
+            if known.leases:
+                self._children[child] = known
+                known.begins(until)
         return refused
 
     def is_trusted(self, lease: Lease) -> bool:
         with self._lock:
-            return self._trusted(lease) is not None
+            (held,) = self._found([lease])
+            return held is not None and held.trusted_until > self._clock()
 
-    def _trusted(self, lease: Lease) -> _Held | None:
-        held = self._found(lease)
-        return held if held is not None and held.trusted_until > self._clock() else None
-
-    def _found(self, lease: Lease) -> _Held | None:
-        held = self._held.get(lease.run_id.int)
-        return held if held is not None and held.lease.token.int == lease.token.int else None
+    def _found(self, leases: Iterable[Lease]) -> list[_Held | None]:
+        """For each lease what is held of it; None if it is not ours any more."""
+        held = self._held
+        return [
+            one if (one := held.get(lease.run_id.int)) is not None and one.lease.token.int == lease.token.int else None
+            for lease in leases
+        ]
 
     def finished(self, lease: Lease) -> None:
         """The attempt has ended; only its outcome is to be written, for which the lease is still kept alive."""
@@ -160,31 +153,37 @@ class LeaseTable:
 
     def all_finished(self, leases: Sequence[Lease]) -> list[Lease]:
         """The same for several; return those that were lost."""
-        lost: list[Lease] = []
         with self._lock:
-            if self._lost:
-                lost = [lease for lease in leases if lease in self._lost]
-                self._lost.difference_update(lost)
-            for lease in leases:
-                if (held := self._found(lease)) is not None:
-                    self._let_go(held)
+            lost = self._no_more_lost(leases)
+            self._let_go(self._found(leases))
         return lost
 
-    def _let_go(self, held: _Held) -> None:
-        child = held.child
-        if child is not None:
-            child.has_ended(held)
-            if not child.leases:
-                del self._children[child.executing]
-
-    def drop(self, leases: Iterable[Lease]) -> None:
+    def drop(self, leases: Sequence[Lease]) -> None:
         with self._lock:
-            for lease in leases:
-                if self._lost:
-                    self._lost.discard(lease)
-                if (held := self._found(lease)) is not None:
-                    self._let_go(held)
-                    del self._held[lease.run_id.int]
+            self._no_more_lost(leases)
+            found = self._found(leases)
+            self._let_go(found)
+            for held in found:
+                if held is not None:
+                    del self._held[held.lease.run_id.int]
+
+    def _let_go(self, ended: Iterable[_Held | None]) -> None:
+        """No child executes these any more. One that has no other may live."""
+        for held in ended:
+            if held is not None and (child := held.child) is not None:
+                held.child = None
+                child.leases -= 1
+                if not child.leases:
+                    del self._children[child.executing]
+                    child.executing.trust_until(None)
+
+    def _no_more_lost(self, leases: Iterable[Lease]) -> list[Lease]:
+        """Forget that these were lost; return those that were."""
+        if not self._lost:
+            return []
+        lost = [lease for lease in leases if lease in self._lost]
+        self._lost.difference_update(lost)
+        return lost
 
     def is_lost(self, lease: Lease) -> bool:
         with self._lock:
@@ -197,23 +196,23 @@ class LeaseTable:
             return [held.lease for held in self._held.values()]
 
     def extend(
-        self, kept: Collection[UUID], asked: Iterable[Lease], asked_at: float, duration: timedelta
+        self, kept: Collection[UUID], asked: Sequence[Lease], asked_at: float, duration: timedelta
     ) -> list[Lease]:
         """Trust what was kept, from `asked_at` on; lose the others that were asked for, and return them."""
         lost = []
         trusted_until, guarded_until = asked_at + trust_seconds(duration), asked_at + guard_seconds(duration)
         with self._lock:
-            for lease in asked:
-                held = self._found(lease)
+            for lease, held in zip(asked, self._found(asked), strict=True):
                 if held is None:
                     continue
                 if lease.run_id in kept:
                     held.trusted_until, held.guarded_until = trusted_until, guarded_until
                 else:
                     # of one whose outcome is being recorded, perhaps it has been: whoever records it is told
-                    is_executing, lease = held.child is not None, self._lose(held)
+                    is_executing = held.child is not None
+                    self._lose(held)
                     if is_executing:
-                        lost.append(lease)
+                        lost.append(held.lease)
             self._look()
         return lost
 
@@ -223,8 +222,13 @@ class LeaseTable:
             self._look()
 
     def _look(self) -> None:
-        for child in self._children.values():  # also those whose leases are younger than what was asked for
-            child.look()
+        """Tell each child the earliest deadline of its leases, also of those younger than what was asked for."""
+        earliest: dict[_Child, float] = {}
+        for held in self._held.values():
+            if held.child is not None:
+                earliest[held.child] = min(held.guarded_until, earliest.get(held.child, math.inf))
+        for child, until in earliest.items():
+            child.goes_on(until)
 
     def lose_distrusted(self) -> list[Lease]:
         """Lose what was not renewed in time and may be executing; what has ended is still worth recording."""
@@ -241,19 +245,16 @@ class LeaseTable:
             deadlines = [held.trusted_until for held in self._held.values() if held.child is not None]
         return max(0.0, min(deadlines) - self._clock()) if deadlines else None
 
-    def _forget(self, held: _Held) -> None:
-        """The child is to die of it; that its other leases allow more is of no use to it."""
-        child, held.child = held.child, None
+    def _lose(self, held: _Held) -> Lease:
+        """Killing comes first: nothing must be between us and it. That its other leases allow more is of no use to the
+        child, which is to die."""
+        child = held.child
         if child is not None:
-            child.leases.discard(held)
+            child.executing.kill()
+            self._lost.add(held.lease)
+            held.child = None
+            child.leases -= 1
             if not child.leases:
                 del self._children[child.executing]
-
-    def _lose(self, held: _Held) -> Lease:
-        """Killing comes first: nothing must be between us and it."""
-        if held.child is not None:
-            held.child.executing.kill()
-            self._lost.add(held.lease)
-            self._forget(held)
         del self._held[held.lease.run_id.int]
         return held.lease

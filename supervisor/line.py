@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from uuid import UUID
 
 from durablestack.runs import Lease
@@ -24,7 +25,7 @@ from .delivery import Delivery, listen_to
 from .in_hand import Assignment, InHand
 from .process import ChildProcess
 from .slots import Limits, Slots
-from .windows import fits
+from .windows import how_many_fit
 
 _RETIRE_WITHIN_SECONDS = 2.0
 _SHORT_RUN_WITHIN_SECONDS = 0.05
@@ -85,7 +86,7 @@ class Line:
     def assign(self, assignment: Assignment) -> None:
         """Take a run in hand. It begins with `deliver` if there is a child for it, or as soon as there is."""
         assert self.in_hand is None, "an executor takes one run at a time"
-        self.in_hand = held = InHand(assignment)
+        self.in_hand = held = InHand(assignment, assignment.run, assignment.run.lease)
         held.count_from_here()
         child = self.child
         if child is None or not self._takes_runs(child):
@@ -102,7 +103,7 @@ class Line:
 
     def _gather(self, held: InHand) -> None:
         self.runs_begun += 1
-        self._delivery.gather(held)
+        self._delivery.gather([held])
         self._start_timeout(held)
 
     def _take_back_front(self, held: InHand) -> None:
@@ -194,34 +195,35 @@ class Line:
         """
         if not self.lets_follow:
             return False
-        seconds = self._expected_seconds
         room = times * self._limits.window_max - 1 - len(self.behind)
-        for _ in range(min(at_most, room, len(waiting))):
-            seconds += waiting[0].expected_seconds
-            if not fits(seconds / times):
-                return False
-            held = InHand(waiting.popleft())
-            self._delivery.gather(held)
-            self.behind.append(held)
-        return at_most < room
+        wanted = list(islice(waiting, max(0, min(at_most, room))))
+        seconds = [assignment.expected_seconds for assignment in wanted]
+        count = how_many_fit(seconds, beside_seconds=self._expected_seconds, times=times)
+        held = [InHand(assignment, assignment.run, assignment.run.lease) for assignment in wanted[:count]]
+        for _ in held:
+            waiting.popleft()
+        self._delivery.gather(held)
+        self.behind += held
+        return count == len(wanted) and at_most < room
 
     @property
     def _expected_seconds(self) -> float:
         """Of all that are here."""
         front = 0.0 if self.in_hand is None else self.in_hand.assignment.expected_seconds
-        return front + sum(held.assignment.expected_seconds for held in self.behind)
+        return front + sum([held.assignment.expected_seconds for held in self.behind])
 
     def move_on(self) -> None:
         """The child goes on with the next run, or has done so already."""
-        self.step()
+        self.step(1)
         self.stepped(1)
 
-    def step(self) -> None:
-        """The run in hand is over, and the next one in its place; `stepped` is to follow."""
-        self.in_hand = self.behind.popleft() if self.behind else None
+    def step(self, times: int) -> None:
+        """The run in hand is over, and the next one in its place, so often; `stepped` is to follow."""
+        for _ in range(times):
+            self.in_hand = self.behind.popleft() if self.behind else None
 
     def stepped(self, times: int) -> None:
-        """So often. The time of the run that is in hand now begins."""
+        """The time of the run that is in hand now begins."""
         held = self.in_hand
         begun = times if held is not None else times - 1
         self.runs_begun += begun
@@ -266,13 +268,14 @@ class Line:
         process = None if child.gone else usage.look(child.pid)
         if process is not None:  # what it had used before is not known any more
             held.cpu_before = (process.user_cpu_seconds, process.system_cpu_seconds)
-        self.begins(held)
+        self.begin([held])
 
-    def begins(self, held: InHand) -> None:
-        """From here on its attempt counts, whoever said so first."""
-        if not held.begun:
+    def begin(self, some: Sequence[InHand]) -> None:
+        """From here on their attempts count, whoever said so first."""
+        news = [held for held in some if not held.begun]
+        for held in news:
             held.begun = True
-            self._slots.began(held.run, held.course)
+        self._slots.began(news)
 
     def hand_on(self, back: Sequence[InHand]) -> None:
         """Have others do what no child has begun, unless it was to end anyway."""
@@ -309,10 +312,13 @@ class Line:
         if held.begun and not self.behind:
             child.listens_to_output(True)
 
-    # --- one of them
+    # --- all of them
+
+    @property
+    def all(self) -> list[InHand]:
+        """In the order in which the child takes them."""
+        return [] if self.in_hand is None else [self.in_hand, *self.behind]
 
     def find(self, run_id: UUID) -> InHand | None:
         """The run with this id, if it is here."""
-        if self.in_hand is not None and self.in_hand.run.id == run_id:
-            return self.in_hand
-        return next((held for held in self.behind if held.run.id == run_id), None)
+        return next((held for held in self.all if held.run.id == run_id), None)

@@ -25,7 +25,7 @@ from durablestack.options import CrashedRunPolicy
 from durablestack.runs import Failed, Lease, Outcome, Output, Released, Run, Succeeded
 
 from . import verdict, wire
-from .bus import NOT_BEGUN, Course, Emit
+from .bus import NOT_BEGUN, Course, Emit, Told
 from .ended import Ended
 from .executor import Executor
 from .in_hand import Assignment, InHand
@@ -76,7 +76,7 @@ class Pool:
         terms_of: Callable[[JobRegistration], Terms],
         crashed_run_policy: CrashedRunPolicy,
         retry_after: RetryAfter,
-        record: Callable[[Run, Outcome, Course], None],
+        record: Callable[[Sequence[Told]], None],
         emit: Emit,
     ) -> None:
         self.executors = [Executor(number, self, starter, limits) for number in range(size)]
@@ -184,7 +184,7 @@ class Pool:
         `passed_over` are those that were due, and not claimed since they could not begin at once.
         """
         idle = [executor for executor in room.idle if executor.assignment is None]  # none has been placed meanwhile
-        assignments = [self._assignment(run) for run in runs]
+        assignments = self._assignments(runs)
         if len(assignments) > len(idle):  # some will have to wait: not those that are not to
             assignments.sort(key=lambda assignment: assignment.may_wait)
         for executor, assignment in zip(idle, assignments, strict=False):
@@ -217,8 +217,10 @@ class Pool:
         """Evenly over those that let others follow; nothing is sent yet. Return for how many there is no room."""
         lines = [executor.line for executor in self.executors if executor.line.lets_follow]
         lines.sort(key=lambda line: len(line.behind))
-        waiting = deque(assignment for assignment in assignments if assignment.may_wait)
-        without_place = [assignment for assignment in assignments if not assignment.may_wait]
+        waiting = deque[Assignment]()
+        without_place: list[Assignment] = []
+        for assignment in assignments:
+            (waiting if assignment.may_wait else without_place).append(assignment)
         for times in (1, _GENEROUS_TIMES):  # the second time for what was claimed on too high hopes
             left = lines
             while waiting and left:
@@ -255,14 +257,17 @@ class Pool:
         if assignment.short:
             self._some_short.set()
 
-    def _assignment(self, run: Run) -> Assignment:
-        terms = self._terms.get(run.job_name)
+    def _assignments(self, runs: Sequence[Run]) -> list[Assignment]:
+        expected = {job_name: self._expected(job_name) for job_name in {run.job_name for run in runs}}
+        return [Assignment(run, *expected[run.job_name]) for run in runs]
+
+    def _expected(self, job_name: str) -> tuple[Terms, float, bool]:
+        """Of the runs of a job: what they may take, how many seconds they will take, and whether that is short."""
+        terms = self._terms.get(job_name)
         if terms is None:
-            terms = self._terms[run.job_name] = self._terms_of(self._jobs.find(run.job_name))
-        expected_seconds = self._windows.expected_seconds(run)
-        return Assignment(
-            run, terms, expected_seconds, short=is_short(expected_seconds) and not terms.fresh_process_per_run
-        )
+            terms = self._terms[job_name] = self._terms_of(self._jobs.find(job_name))
+        seconds = self._windows.expected_seconds(job_name)
+        return terms, seconds, is_short(seconds) and not terms.fresh_process_per_run
 
     async def _look_after_short_runs(self) -> None:
         """Those that take their time keep nobody waiting."""
@@ -317,6 +322,11 @@ class Pool:
         self._unbegun[run.id] += 1
         return self._unbegun[run.id] <= _UNBEGUN_MAX
 
+    def _forget_unbegun(self, runs: Iterable[Run]) -> None:
+        if self._unbegun:
+            for run in runs:
+                self._unbegun.pop(run.id, None)
+
     def never_begun(self, run: Run) -> None:
         self._tell(run, Released(run.lease), "it had not begun")
 
@@ -324,33 +334,34 @@ class Pool:
         self.child_lost(why, run)
         self._tell(run, None, "its lease is left to expire")
 
-    def began(self, run: Run, course: Course) -> None:
-        self._emit(EventType.JOB_STARTED, run, course=course)
-        if run.attempt > 1:
-            self._emit(EventType.JOB_RETRIED, run, course=course)
+    def began(self, begun: Sequence[InHand]) -> None:
+        for held in begun:
+            self._emit(EventType.JOB_STARTED, held.run, course=held.course)
+            if held.run.attempt > 1:
+                self._emit(EventType.JOB_RETRIED, held.run, course=held.course)
 
     def succeeded(self, ended: Sequence[tuple[InHand, float, Output]]) -> None:
         """The plain case of `ended`, which is the most frequent one by far: nobody wanted them to end. With the seconds
         that they took, and what they wrote."""
         lost = self._leases.all_finished([held.lease for held, _, _ in ended])
+        self._forget_unbegun([held.run for held, _, _ in ended])
+        self._windows.ended([(held.run.job_name, seconds) for held, seconds, _ in ended])
+        told: list[Told] = []
         for held, seconds, output in ended:
-            run, course = held.run, Course(seconds, held.course.trace_id, held.course.span_id)
-            if self._unbegun:
-                self._unbegun.pop(run.id, None)
-            self._windows.ended(run.job_name, seconds)
+            course = Course(seconds, held.course.trace_id, held.course.span_id)
             if lost and held.lease in lost:
-                self._emit(EventType.LEASE_LOST, run, course=course)
-                self._tell(run, None, _LEASE_IS_LOST)
+                self._emit(EventType.LEASE_LOST, held.run, course=course)
+                self._tell(held.run, None, _LEASE_IS_LOST)
             else:
-                self._record(run, Succeeded(held.lease, output), course)
+                told.append((held.run, Succeeded(held.lease, output), course))
+        self._record(told)
         self._check_quiet()
 
     def ended(self, ended: Ended) -> None:
         run = ended.assignment.run
-        if self._unbegun:
-            self._unbegun.pop(run.id, None)
+        self._forget_unbegun([run])
         if not isinstance(ended.how, Death):
-            self._windows.ended(run.job_name, ended.how.seconds)
+            self._windows.ended([(run.job_name, ended.how.seconds)])
         ending = Ending.LEASE_LOST if self._is_lost(run, ended.how) else ended.ending
         outcome = verdict.of(
             run,
@@ -385,7 +396,7 @@ class Pool:
             self._leases.drop([run.lease])
         else:
             self._leases.finished(run.lease)
-            self._record(run, outcome, course)
+            self._record([(run, outcome, course)])
         self._check_quiet()
 
     def child_lost(self, why: str, run: Run | None = None) -> None:

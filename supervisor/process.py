@@ -309,11 +309,15 @@ class ChildProcess:
         self._stdout.listens(listens)
         self._stderr.listens(listens)
 
-    def told_output(self, reply: wire.Succeeded | wire.Failed) -> Output:
-        """What was written, by the reply that ends with it."""
-        if not (reply.stdout or reply.stderr or self._stdout.has_some or self._stderr.has_some):
-            return NO_OUTPUT
-        return Output(self._stdout.take_with(reply.stdout), self._stderr.take_with(reply.stderr))
+    def told_outputs(self, replies: Sequence[wire.Succeeded | wire.Failed]) -> list[Output]:
+        """What was written, by the replies that end with it; before that comes what is here already."""
+        some_here = self._stdout.has_some or self._stderr.has_some
+        return [
+            Output(self._stdout.take_with(reply.stdout), self._stderr.take_with(reply.stderr))
+            if reply.stdout or reply.stderr or some_here
+            else NO_OUTPUT
+            for reply in replies
+        ]
 
     def take_stack(self) -> str | None:
         """The Python stacks that it told since this was last asked: when it was asked to, or because it crashed."""

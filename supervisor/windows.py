@@ -10,7 +10,7 @@ before it is given back to the database.
 
 from __future__ import annotations
 
-from durablestack.runs import Run
+from collections.abc import Iterable, Sequence
 
 AHEAD_SECONDS = 0.010
 """A child is given what it is expected to do within this time."""
@@ -21,6 +21,8 @@ SHORT_RUNS_FIRST = 32
 SHORT_RUNS_ALONE = 4
 """The same where there have been no others."""
 
+_SHORT_SECONDS = AHEAD_SECONDS / 2
+_FULL_SECONDS = AHEAD_SECONDS * 1.001  # sums of fractions
 _WEIGHT = 0.1  # of the latest run in what is expected of the next one
 _SHORT_PER_TRY = 32  # after so many short runs another one may be claimed to wait, where none found a place
 _SECONDS_MIN = 0.0001  # what a run costs at least, whatever its job does
@@ -41,22 +43,23 @@ class Windows:
         self._seconds: dict[str, float] = {}
         self._seconds_of_all: float | None = None
 
-    def ended(self, job_name: str, seconds: float) -> None:
-        """A run has taken so long, in its child."""
-        before = self._seconds.get(job_name, seconds)
-        self._seconds[job_name] = before + _WEIGHT * (seconds - before)
-        before = seconds if self._seconds_of_all is None else self._seconds_of_all
-        self._seconds_of_all = before + _WEIGHT * (seconds - before)
-        if is_short(seconds):
-            self._short += 1
-            if self._short % _SHORT_PER_TRY == 0 and self.limit < self._limit_max:
-                self.limit += 1
-        else:
-            self._others += 1
+    def ended(self, runs: Sequence[tuple[str, float]]) -> None:
+        """Runs of these jobs have taken so long, in their children."""
+        for job_name, seconds in runs:
+            before = self._seconds.get(job_name, seconds)
+            self._seconds[job_name] = before + _WEIGHT * (seconds - before)
+            before = seconds if self._seconds_of_all is None else self._seconds_of_all
+            self._seconds_of_all = before + _WEIGHT * (seconds - before)
+        short = sum([seconds <= _SHORT_SECONDS for _, seconds in runs])
+        tries = (self._short + short) // _SHORT_PER_TRY - self._short // _SHORT_PER_TRY
+        if self.limit < self._limit_max:
+            self.limit = min(self._limit_max, self.limit + tries)
+        self._short += short
+        self._others += len(runs) - short
 
-    def expected_seconds(self, run: Run) -> float:
-        """Infinite if nothing is known of its job."""
-        seconds = self._seconds.get(run.job_name)
+    def expected_seconds(self, job_name: str) -> float:
+        """Of its next run; infinite if nothing is known of it."""
+        seconds = self._seconds.get(job_name)
         return float("inf") if seconds is None else max(seconds, _SECONDS_MIN)
 
     @property
@@ -81,9 +84,16 @@ class Windows:
 
 def is_short(seconds: float) -> bool:
     """Whether others may wait behind a run that is expected to take so long."""
-    return seconds <= AHEAD_SECONDS / 2
+    return seconds <= _SHORT_SECONDS
 
 
-def fits(seconds: float) -> bool:
-    """Whether a child may have runs at once that are expected to take so long together."""
-    return seconds <= AHEAD_SECONDS * 1.001  # sums of fractions
+def how_many_fit(expected_seconds: Iterable[float], *, beside_seconds: float, times: int = 1) -> int:
+    """How many runs that are expected to take so long a child may have beside others, `times` as long together as it
+    should be given at once."""
+    together_seconds, count = beside_seconds, 0
+    for seconds in expected_seconds:
+        together_seconds += seconds
+        if together_seconds > times * _FULL_SECONDS:
+            break
+        count += 1
+    return count

@@ -70,7 +70,7 @@ class ProtocolError(Exception):
     """What arrived is not a frame of ours."""
 
 
-class Execute(Struct, frozen=True, tag="execute", omit_defaults=True, gc=False):
+class Execute(Struct, frozen=True, tag="execute", array_like=True, omit_defaults=True, gc=False):
     number: int
     run_id: UUID
     job_name: str
@@ -86,28 +86,28 @@ class Execute(Struct, frozen=True, tag="execute", omit_defaults=True, gc=False):
     and that it has begun need not be said, unless it is traced."""
 
 
-class Follows(Struct, frozen=True, tag="follows"):
+class Follows(Struct, frozen=True, tag="follows", array_like=True):
     """In the place of an order that is too long for a window; it takes the control pipe."""
 
     number: int
 
 
-class Window(Struct, frozen=True, tag="window"):
+class Window(Struct, frozen=True, tag="window", array_like=True):
     """Orders, in the order in which they are to be taken, each with a permit of this generation."""
 
     generation: Annotated[int, Meta(ge=0, lt=GENERATIONS)]
     orders: list[Execute | Follows]
 
 
-class Cancel(Struct, frozen=True, tag="cancel"):
+class Cancel(Struct, frozen=True, tag="cancel", array_like=True):
     number: int
 
 
-class Stop(Struct, frozen=True, tag="stop"):
+class Stop(Struct, frozen=True, tag="stop", array_like=True):
     pass
 
 
-class Trust(Struct, frozen=True, tag="trust"):
+class Trust(Struct, frozen=True, tag="trust", array_like=True):
     """How long the run in hand may go on unless we say more, by the clock of `leases.boottime`; None: there is none."""
 
     until: float | None
@@ -209,7 +209,7 @@ class FrameReader:
         self._bytes_max = bytes_max
         self._rest = bytearray()  # the beginning of a frame, if that is all there is
 
-    def feed(self, received: bytes) -> Iterator[bytes]:
+    def feed(self, received: bytes) -> Iterator[bytes | bytearray]:
         """The bodies of the frames that are complete now.
 
         Raises:
@@ -218,18 +218,18 @@ class FrameReader:
         if self._rest:
             self._rest += received
         buffer = self._rest or received
-        start = 0
-        while len(buffer) - start >= _HEADER.size:
+        start, body_at = 0, _HEADER.size
+        while body_at <= len(buffer):
             length, checksum = _HEADER.unpack_from(buffer, start)
             if length > self._bytes_max:
                 raise ProtocolError(f"a frame of {length} bytes; at most {self._bytes_max} are allowed")
-            end = start + _HEADER.size + length
+            end = body_at + length
             if len(buffer) < end:
                 break
-            body = bytes(buffer[start + _HEADER.size : end])
+            body = buffer[body_at:end]
             if zlib.crc32(body) != checksum:
                 raise ProtocolError("a frame with a wrong checksum")
-            start = end
+            start, body_at = end, end + _HEADER.size
             yield body
         if self._rest:
             del self._rest[:start]
@@ -245,11 +245,11 @@ def only_body(message: bytes) -> bytes:
     return body
 
 
-def decode_order(body: bytes) -> Order:
+def decode_order(body: bytes | bytearray) -> Order:
     return _order_decoder.decode(body)
 
 
-def decode_reply(body: bytes) -> Reply:
+def decode_reply(body: bytes | bytearray) -> Reply:
     """Raises ProtocolError if the body is no reply."""
     try:
         return _reply_decoder.decode(body)

@@ -59,7 +59,7 @@ class Parts:
             terms_of=lambda job: terms,
             crashed_run_policy=CrashedRunPolicy.RECORD,
             retry_after=lambda run, asked: None,
-            record=lambda run, outcome, seconds: self.recorded.append(outcome),
+            record=lambda ended: self.recorded.extend(outcome for _, outcome, _ in ended),
             emit=lambda event_type, run=None, **_: self.told.append((event_type, None if run is None else run.id)),
         )
         self.executor = self.pool.executors[0]
@@ -126,8 +126,8 @@ class ShortChild:
     def take_output(self) -> Output:
         return Output()
 
-    def told_output(self, reply: wire.Succeeded | wire.Failed) -> Output:
-        return Output(reply.stdout.decode() or None)
+    def told_outputs(self, replies: Sequence[wire.Succeeded | wire.Failed]) -> list[Output]:
+        return [Output(reply.stdout.decode() or None) for reply in replies]
 
     def take_stack(self) -> str | None:
         return None
@@ -147,8 +147,7 @@ class ShortParts(Parts):
         self.children = [ShortChild(room_for) for _ in range(size)]
         for executor, child in zip(self.pool.executors, self.children, strict=True):
             self.gets(executor, child)
-        for _ in range(100):
-            self.pool._windows.ended("job", SHORT_SECONDS)
+        self.pool._windows.ended([("job", SHORT_SECONDS)] * 100)
 
     def gets(self, executor: Executor, child: ShortChild) -> None:
         self.children[executor.number] = child

@@ -72,7 +72,7 @@ class Desk:
         run = leased_run()
         self.leases.hold([run.lease], boottime(), LEASE)
         outcome = make(run)
-        self.completer.record(run, outcome, Course(1.5))
+        self.completer.record([(run, outcome, Course(1.5))])
         return outcome
 
     async def finish(self) -> None:
@@ -196,7 +196,7 @@ async def test_two_attempts_at_one_run_are_written_apart_so_that_each_has_its_ow
     desk = Desk(store)
     stale, other = desk.record(succeeded), desk.record(succeeded)
     again = succeeded(leased_run(id=stale.lease.run_id, attempt=2))
-    desk.completer.record(leased_run(id=stale.lease.run_id, attempt=2), again)
+    desk.completer.record([(leased_run(id=stale.lease.run_id, attempt=2), again, Course(1.5))])
     store.not_ours.add(stale.lease.run_id)
     store.on_write = lambda: store.not_ours.clear() if again in store.asked[-1] else None
     await desk.finish()
@@ -426,6 +426,6 @@ async def test_of_two_attempts_at_one_run_only_the_first_is_taken_along() -> Non
     desk = Desk(Recorder())
     first = desk.record(succeeded)
     again = leased_run(id=first.lease.run_id, attempt=2)
-    desk.completer.record(again, succeeded(again))
+    desk.completer.record([(again, succeeded(again), Course(1.5))])
     assert [outcome for _, outcome, _ in desk.completer.take()] == [first]
     assert [run for run, _, _ in desk.completer.take()] == [again]

@@ -12,7 +12,7 @@ from durablestack.runs import Cancelled, Failed, Released, Succeeded
 from durablestack.supervisor import wire
 from durablestack.supervisor.bus import NOT_BEGUN
 from durablestack.supervisor.ended import Ended
-from durablestack.supervisor.in_hand import Assignment
+from durablestack.supervisor.in_hand import Assignment, InHand
 from durablestack.supervisor.leases import boottime
 from durablestack.supervisor.pool import _GENEROUS_TIMES, Room
 from durablestack.supervisor.process import Death
@@ -141,8 +141,7 @@ async def test_of_more_than_was_asked_for_a_child_is_given_a_bounded_number_and_
 
 async def test_a_child_is_never_given_more_than_a_number_of_runs_however_short_they_are() -> None:
     parts = ShortParts(1)
-    for _ in range(300):
-        parts.pool._windows.ended("job", 0.0)
+    parts.pool._windows.ended([("job", 0.0)] * 300)
     room = parts.pool.take_room(1_000)
     assert room.size == WINDOW_MAX
     parts.pool.hand_out(room, parts.claims(WINDOW_MAX))
@@ -224,7 +223,7 @@ async def test_what_waits_behind_a_run_that_is_overdue_is_for_others() -> None:
     first, second = parts.pool.executors
     parts.pool.hand_out(parts.pool.take_room(2), parts.claims(2))
     parts.succeeds(second, parts.takes(second))
-    parts.pool.place([parts.pool._assignment(run) for run in parts.claims(5)])
+    parts.pool.place(parts.pool._assignments(parts.claims(5)))
     begun = parts.takes(first)
     waited = parts.has(first)[1:]
     assert waited
@@ -316,10 +315,14 @@ async def test_a_run_that_waits_and_that_its_child_has_taken_meanwhile_is_ended_
 async def test_the_timeout_of_a_run_that_waits_counts_from_its_beginning() -> None:
     parts = ShortParts(1, terms=Terms(timeout_seconds=30))
     parts.pool.hand_out(parts.pool.take_room(3), parts.claims(3))
-    held = [parts.executor.line.in_hand, *parts.executor.line.behind]
-    assert [each.timeout is not None for each in held if each] == [True, False, False]
+    held = parts.executor.line.all
+
+    def counts(each: InHand) -> bool:
+        return each.timeout is not None and not each.timeout.cancelled()
+
+    assert [*map(counts, held)] == [True, False, False]
     parts.succeeds(parts.executor, parts.takes(parts.executor))
-    assert [each.timeout is not None for each in held if each] == [False, True, False]
+    assert [*map(counts, held)] == [False, True, False]
     assert held[1] is parts.executor.line.in_hand
 
 
@@ -348,10 +351,23 @@ async def test_a_run_whose_lease_is_lost_is_not_placed_and_keeps_no_other_from_i
     parts.pool.hand_out(parts.pool.take_room(2), parts.claims(2))
     lost, *fine = parts.claims(5)
     parts.leases.drop([lost.lease])
-    parts.pool.place([parts.pool._assignment(run) for run in [lost, *fine]])
+    parts.pool.place(parts.pool._assignments([lost, *fine]))
     placed = {run.id for executor in parts.pool.executors for run in parts.has(executor)}
     assert lost.id not in placed
     assert set(ids(fine)) < placed
+
+
+async def test_a_run_that_is_not_to_wait_gets_the_executor_that_has_become_idle_since_the_claim_began() -> None:
+    parts = ShortParts(2)
+    parts.pool.hand_out(parts.pool.take_room(2), parts.claims(2))
+    first, _ = parts.pool.executors
+    room = parts.pool.take_room(2)
+    assert not room.idle
+    parts.succeeds(first, parts.takes(first))
+    may_wait, last_attempt = parts.claimed(), parts.claimed(attempt=3)
+    parts.pool.hand_out(room, [may_wait, last_attempt])
+    assert ids(parts.has(first))[:1] == [last_attempt.id]
+    assert parts.released == set()
 
 
 async def test_an_executor_that_got_a_run_that_was_taken_back_elsewhere_is_not_given_another_one() -> None:
@@ -360,7 +376,7 @@ async def test_an_executor_that_got_a_run_that_was_taken_back_elsewhere_is_not_g
     room = parts.pool.take_room(1)
     parts.pool.idle(parts.executor)
     taken_back, claimed = parts.claims(2)
-    parts.pool.place([parts.pool._assignment(taken_back)])
+    parts.pool.place(parts.pool._assignments([taken_back]))
     parts.pool.hand_out(room, [claimed])
     assert taken_back.id in ids(parts.has(parts.executor))
     assert claimed.id in parts.released or claimed.id in ids(parts.has(parts.executor))

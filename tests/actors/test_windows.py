@@ -1,9 +1,15 @@
 """How many short runs a child may be given at once, and how many may be claimed for that."""
 
 import pytest
-from parts import leased_run
 
-from durablestack.supervisor.windows import AHEAD_SECONDS, SHORT_RUNS_ALONE, SHORT_RUNS_FIRST, Windows, fits, is_short
+from durablestack.supervisor.windows import (
+    AHEAD_SECONDS,
+    SHORT_RUNS_ALONE,
+    SHORT_RUNS_FIRST,
+    Windows,
+    how_many_fit,
+    is_short,
+)
 
 WINDOW_MAX = 32
 
@@ -14,12 +20,15 @@ def windows() -> Windows:
 
 
 def ended(windows: Windows, seconds: float, count: int = 1, job_name: str = "job") -> None:
-    for _ in range(count):
-        windows.ended(job_name, seconds)
+    windows.ended([(job_name, seconds)] * count)
 
 
 def expected_seconds(windows: Windows, job_name: str = "job") -> float:
-    return windows.expected_seconds(leased_run(job_name=job_name))
+    return windows.expected_seconds(job_name)
+
+
+def fits(seconds: float) -> bool:
+    return how_many_fit([seconds], beside_seconds=0.0) == 1
 
 
 def test_nothing_waits_before_anything_is_known(windows: Windows) -> None:
@@ -131,3 +140,21 @@ def test_it_does_not_matter_that_nothing_was_claimed_ahead(windows: Windows) -> 
     windows.claimed(ahead=100, without_place=60)
     windows.claimed(ahead=0, without_place=0)
     assert windows.limit == 20
+
+
+def test_it_makes_no_difference_whether_runs_are_told_of_one_by_one_or_together(windows: Windows) -> None:
+    runs = [("short", 0.001), ("long", 0.3), *[("short", 0.002)] * 70, ("long", 0.2), *[("short", 0.0)] * 70]
+    other = Windows(children=4, runs_max=WINDOW_MAX)
+    for one in (windows, other):
+        one.claimed(ahead=10, without_place=4)
+    windows.ended(runs)
+    for run in runs:
+        other.ended([run])
+    assert vars(windows) == vars(other)
+    assert windows.limit > 3
+
+
+@pytest.mark.parametrize(("beside", "times", "count"), [(0.0, 1, 3), (0.003, 1, 2), (AHEAD_SECONDS, 1, 0), (0.0, 2, 6)])
+def test_runs_fit_up_to_the_first_that_would_be_too_much(beside: float, times: int, count: int) -> None:
+    expected = [AHEAD_SECONDS / 3] * 6 + [float("inf"), 0.0]
+    assert how_many_fit(expected, beside_seconds=beside, times=times) == count

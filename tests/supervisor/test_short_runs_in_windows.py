@@ -102,16 +102,16 @@ async def test_a_limit_that_the_last_of_several_runs_has_spoilt_is_met_by_none_o
 async def test_a_limit_that_a_run_has_spoilt_is_met_by_none_of_those_that_were_taken_back_meanwhile(
     bench: ShortBench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It takes so long that they are taken back from behind it; until then its child thought that they would follow,
-    and did not look at all that it might have left."""
+    """It takes so long that they are taken back from behind it, and done by the other child; until then its own thought
+    that they would follow, and did not look at all that it might have left."""
     caplog.set_level(logging.INFO, "durablestack.supervisor.executor")
     run_ids: list[UUID] = []
-    async with bench.supervised(max_concurrent_runs=1) as watched:
+    async with bench.supervised(max_concurrent_runs=2) as watched:
         for _ in range(5):
             spoils = {"what": "limit", "seconds": 0.3}
-            run_ids += bench.enqueue_all("short-and-limits", [{"what": "looks-seldom"}] + [{}] * 250)
+            run_ids += bench.enqueue_all("short-and-limits", [{"what": "looks-seldom"}] * 4 + [{}] * 250)
             await bench.until_ended()
-            run_ids += bench.enqueue_all("short-and-limits", [{}] * 4 + [spoils] + [{}] * 4)
+            run_ids += bench.enqueue_all("short-and-limits", [{}] * 4 + [spoils] + [{}] * 16)
             await bench.until_ended()
     bench.all_succeeded_at_once(run_ids)
     assert watched.supervisor.pool.children_lost == 0
