@@ -9,6 +9,7 @@ If the claimer is about to ask the database anyway, it takes the batch along: on
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -80,8 +81,8 @@ class Completer:
         self._waiting: list[Told] = []
         self._on_the_way = 0
         self._refused = False
-        self._more = anyio.Event()
-        self._room = anyio.Event()
+        self._more = asyncio.Event()
+        self._room = asyncio.Event()
         self._last = False
 
     # --- told by the pool and asked by the claimer, on the event loop
@@ -100,7 +101,7 @@ class Completer:
     async def has_room(self) -> None:
         """Wait while more outcomes are unwritten than we care to hold."""
         while self.is_full:
-            self._room = anyio.Event()
+            self._room = asyncio.Event()
             await self._room.wait()
 
     @property
@@ -152,7 +153,7 @@ class Completer:
 
     async def run(self) -> None:
         while self.unrecorded or not self._last:
-            self._more = anyio.Event()
+            self._more = asyncio.Event()
             if self._waiting and (self._refused or not self.is_fetched()):
                 batch, self._refused = self._begin_batch(), False
                 self.written(batch, await self._until_written([outcome for _, outcome, _ in batch]))

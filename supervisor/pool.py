@@ -98,13 +98,13 @@ class Pool:
         self._waiting = 0  # behind others, when that was last counted, less those that have begun since
         self._waiting_min = 0  # below that it is time for more
         self._lets_wait = True
-        self._some_wait = anyio.Event()
+        self._some_wait = asyncio.Event()
         self._idle: deque[Executor] = deque()
         self._unbegun: Counter[UUID] = Counter()
-        self._some_room = anyio.Event()
-        self._some_short = anyio.Event()
+        self._some_room = asyncio.Event()
+        self._some_short = asyncio.Event()
         self._no_more_room_soon: asyncio.Event | None = None
-        self._quiet: anyio.Event | None = None
+        self._quiet: asyncio.Event | None = None
 
     async def run(self) -> None:
         async with anyio.create_task_group() as executors:
@@ -118,7 +118,7 @@ class Pool:
 
     async def wait_for_room(self) -> None:
         while not self.has_room:
-            self._some_room = anyio.Event()
+            self._some_room = asyncio.Event()
             await self._some_room.wait()
 
     async def wait_for_children(self) -> None:
@@ -127,7 +127,7 @@ class Pool:
         await self.wait_for_room()
         with anyio.move_on_after(_ALL_CHILDREN_WITHIN_SECONDS):
             while len(self._idle) < len(self.executors):
-                self._some_room = anyio.Event()
+                self._some_room = asyncio.Event()
                 await self._some_room.wait()
 
     async def wait_for_more_room(self) -> None:
@@ -241,7 +241,7 @@ class Pool:
         """While runs wait behind others, now and then: to be woken by each reply would cost more than to handle it."""
         while True:
             await self._some_wait.wait()
-            self._some_wait = anyio.Event()
+            self._some_wait = asyncio.Event()
             while sum([executor.line.look_for_replies() for executor in self.executors]):  # noqa: ASYNC110
                 await asyncio.sleep(_LOOK_FOR_REPLIES_SECONDS)
 
@@ -273,7 +273,7 @@ class Pool:
         """Those that take their time keep nobody waiting."""
         while True:
             await self._some_short.wait()
-            self._some_short = anyio.Event()
+            self._some_short = asyncio.Event()
             while any(executor.assignment is not None and executor.assignment.short for executor in self.executors):
                 await anyio.sleep(_LOOK_SECONDS)
                 now = monotonic()
@@ -447,7 +447,7 @@ class Pool:
     async def quiet(self) -> None:
         """Wait until no run is in hand."""
         while self.busy:
-            self._quiet = anyio.Event()
+            self._quiet = asyncio.Event()
             await self._quiet.wait()
 
     def _check_quiet(self) -> None:
