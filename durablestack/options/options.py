@@ -109,7 +109,7 @@ class DurableStackOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Whether an enqueue by another process is heard of at once, on PostgreSQL and SQLite; if not, at the next poll."""
     batch_size: Count = 50
     max_concurrent_runs: ConcurrentRuns = 5
-    window_max: Count = 64
+    window_max: Count = 100
     """While runs are short, a child is given up to so many at once, to be done one after the other. 1: always one."""
     lease_duration_seconds: LeaseSeconds = 30.0
 

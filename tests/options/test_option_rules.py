@@ -85,7 +85,7 @@ def test_defaults_of_our_own_options() -> None:
     assert (options.restart_limit, options.restart_period_seconds) == (10, 60.0)
     assert (options.payload_bytes_max, options.captured_output_bytes_max) == (1_048_576, 16_384)
     assert options.operation_timeout_seconds == 10.0
-    assert options.window_max == 64
+    assert options.window_max == 100
     assert options.monitoring == MonitoringOptions(port=None, host="127.0.0.1", backlog_interval_seconds=15.0)
 
 

@@ -1,7 +1,7 @@
 """This project: its own command for a supervisor.
 
 Settings "best", from "Which settings for which work" (docs/performance.md) for short runs: as many children as are
-asked for, batches of 400, logging at warning. "one at a time": the same without windows, so that a run is claimed only
+asked for, batches of 500, logging at warning. "one at a time": the same without windows, so that a run is claimed only
 for a child that is idle. "defaults": 5 children, batches of 50, a line in the log for each run.
 """
 
@@ -16,7 +16,7 @@ import work
 
 from durablestack import DurableStack, durable_job
 
-BATCH_SIZE = int(os.environ.get("PEERS_BATCH_SIZE", "400"))
+BATCH_SIZE = int(os.environ.get("PEERS_BATCH_SIZE", "500"))
 BEST = {"max_concurrent_runs": commands.CHILDREN, "batch_size": BATCH_SIZE}
 SETTINGS: dict[str, dict[str, Any]] = {"best": BEST, "one at a time": {**BEST, "window_max": 1}, "defaults": {}}
 
