@@ -49,6 +49,12 @@ def is_plain_success(outcome: Outcome) -> TypeGuard[Succeeded]:
     return isinstance(outcome, Succeeded) and outcome.lease.attempt == 1
 
 
+def written_length(outcomes: Sequence[Outcome]) -> int:
+    """How many characters their runs have written, which are to be stored."""
+    outputs = [o.output for o in outcomes if not isinstance(o, Released) and o.output is not NO_OUTPUT]
+    return sum([len(output.stdout_tail or "") + len(output.stderr_tail or "") for output in outputs])
+
+
 def record(tx: Session, outcomes: Sequence[Outcome]) -> dict[UUID, RunStatus]:
     """Write down how attempts ended, as far as they show the leases of their runs; see the contract."""
     if tx.knows("RUNS_SUCCEED_BY_LEASE") and _succeed_by_lease(tx, outcomes):

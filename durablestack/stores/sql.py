@@ -38,7 +38,7 @@ from .dialects import Dialect
 from .hints import NO_HINTS, PER_SECOND_MAX, PER_SECOND_OF_CALLERS, HintRate
 from .leases import expire_leases, extend_leases, find_requests
 from .low_water import LowWater
-from .outcomes import ask_to_succeed, is_plain_success, record, rehearse_success
+from .outcomes import ask_to_succeed, is_plain_success, record, rehearse_success, written_length
 from .rows import Rows, new_run_parameters, worker_parameters
 from .session import Answer, Session
 from .statements import TEMPLATES
@@ -46,6 +46,9 @@ from .steps import Steps, in_one
 
 _REHEARSALS = 6
 """Until connections to PostgreSQL keep a statement."""
+
+_WRITTEN_IN_STEPS_MAX = 1_000_000
+"""Characters. To put more into a statement keeps others waiting: it is done in a thread."""
 
 _CLAIMERS_MAX = 16
 """Of so many sets of jobs it is remembered how far claims have come."""
@@ -205,7 +208,8 @@ class SqlStore:
     def exchange_in_steps(self, outcomes: Sequence[Outcome], claim: Claim) -> Steps[Exchanged]:
         low_water = self._low_water(frozenset(claim.job_names))
         waits = None
-        if not claim.end_expired and self._at_once(outcomes):
+        is_light = written_length(outcomes) <= _WRITTEN_IN_STEPS_MAX
+        if is_light and not claim.end_expired and self._at_once(outcomes):
             waits = self._connections.waits_of_transaction(
                 lambda tx: _ask_to_exchange(self._session(tx), outcomes, claim, low_water)
             )

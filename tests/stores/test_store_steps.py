@@ -1,5 +1,8 @@
 """An exchange in steps: what is waited for without a thread, and what becomes of it when the database goes away."""
 
+import os
+import select
+import socket
 import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -21,7 +24,7 @@ from exam import (
 )
 
 from durablestack.errors import StoreUnavailable
-from durablestack.runs import Outcome, RunStatus, Succeeded
+from durablestack.runs import Outcome, Output, RunStatus, Succeeded
 from durablestack.stores.contract import Claim, Exchanged, Store
 from durablestack.stores.sql import SqlStore
 from durablestack.stores.steps import Step, Wait
@@ -71,11 +74,15 @@ def test_claims_and_plain_successes_need_no_thread(store: Store) -> None:
 
 
 @on_postgres
-@pytest.mark.parametrize("what", ["an outcome that is no plain success", "leases that have expired are ended"])
-def test_what_has_to_be_looked_at_first_is_a_call(store: Store, what: str) -> None:
+@pytest.mark.parametrize(
+    "what", ["an outcome that is no plain success", "leases that have expired are ended", "much was written"]
+)
+def test_what_has_to_be_looked_at_first_or_takes_long_to_say_is_a_call(store: Store, what: str) -> None:
     lease, waiting = enqueue_and_claim(store), enqueue(store)
     looks_for_expired = what.startswith("leases")
-    outcome = Succeeded(lease) if looks_for_expired else failed(lease)
+    outcome = failed(lease) if what.startswith("an outcome") else Succeeded(lease)
+    if what.startswith("much"):
+        outcome = Succeeded(lease, Output("x" * 1_100_000, None))
     (step,) = steps_of(store, [outcome], request(end_expired=looks_for_expired))
     assert not isinstance(step, Wait)
     assert status(store, waiting) is RunStatus.LEASED
@@ -95,13 +102,19 @@ def test_where_no_connection_is_free_it_is_a_call_that_waits_for_one(place: Plac
 
 
 @on_postgres
-def test_a_backlog_of_output_that_fills_the_socket_is_written_all_the_same(store: Store) -> None:
-    leases = [enqueue_and_claim(store) for _ in range(60)]
-    plain = Succeeded(leases[0])
-    outcomes: list[Outcome] = [Succeeded(lease, type(plain.output)("x" * 200_000, None)) for lease in leases]
-    exchanged = exchange_in_steps(store, outcomes, only_to_claim())
-    assert set(exchanged.recorded.values()) == {RunStatus.SUCCEEDED}
-    assert len(the_run(store, leases[-1].run_id).stdout_tail or "") == 200_000
+def test_what_does_not_fit_into_the_socket_at_once_is_written_all_the_same(
+    store: Store, proxied: Store, proxy: TcpProxy
+) -> None:
+    proxy.slow_down(bytes_per_second=4_000_000)
+    for connection in proxied._connections._ours()._pool._pool:  # type: ignore[attr-defined]
+        with socket.socket(fileno=os.dup(connection.pgconn.socket)) as ours:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+    leases = [enqueue_and_claim(store) for _ in range(5)]
+    outcomes: list[Outcome] = [Succeeded(lease, Output("x" * 190_000, None)) for lease in leases]
+    steps = steps_of(proxied, outcomes, only_to_claim())
+    assert any(isinstance(step, Wait) and step.events & select.POLLOUT for step in steps)
+    assert {status(store, lease.run_id) for lease in leases} == {RunStatus.SUCCEEDED}
+    assert len(the_run(store, leases[-1].run_id).stdout_tail or "") == 190_000
 
 
 # --- the database goes away
