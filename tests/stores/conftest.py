@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
-from exam import Place, broken_invariants
+from exam import DEFAULT_PORTS, PROXIED_TIMEOUT_SECONDS, Place, broken_invariants
 
 from durablestack.stores.contract import Store
+from proxy import TcpProxy
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgres", "mysql", "sqlserver"])
@@ -32,3 +34,19 @@ def store(place: Place) -> Iterator[Store]:
     broken = broken_invariants(store)
     store.close()
     assert broken == []
+
+
+@pytest.fixture
+def proxy(place: Place) -> Iterator[TcpProxy]:
+    target = urlsplit(place.database_url or "")
+    with TcpProxy(target.hostname or "127.0.0.1", target.port or DEFAULT_PORTS[place.provider]) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxied(place: Place, store: Store, proxy: TcpProxy) -> Iterator[Store]:
+    """The same tables as `store`, by way of the proxy, connected already."""
+    proxied = place.through(proxy.port).open(timeout_seconds=PROXIED_TIMEOUT_SECONDS, connections_max=2)
+    proxied.verify_schema()
+    yield proxied
+    proxied.close()

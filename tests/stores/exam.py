@@ -42,6 +42,10 @@ JOB = "send_email"
 WORKER = "worker-1"
 LEASE_DURATION = timedelta(seconds=30)
 LONG_AGO = timedelta(days=1)
+DEFAULT_PORTS = {"postgres": 5432, "mysql": 3306}
+PROXIED_TIMEOUT_SECONDS = 1.0
+"""For one operation by way of the proxy."""
+
 BOOM = Failure(error_type="ValueError", error_message="boom", error_detail="Traceback", signal="SIGSEGV")
 
 on_databases = pytest.mark.parametrize("place", ["sqlite", "postgres", "mysql", "sqlserver"], indirect=True)

@@ -8,7 +8,15 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from exam import Place, all_runs, claim_one, new_run, on_postgres, the_run
+from exam import (
+    PROXIED_TIMEOUT_SECONDS,
+    Place,
+    all_runs,
+    claim_one,
+    new_run,
+    on_postgres,
+    the_run,
+)
 
 from durablestack.errors import StoreError, StoreUnavailable
 from durablestack.runs import NewRun, RunStatus
@@ -32,28 +40,12 @@ HOSTILE_TEXTS = [
     '{"a": "\\n \\\\ é 𝄞"}',
     "\x7f\x1b",
 ]
-TIMEOUT_SECONDS = 1.0
 COPY_DONE = b"c\0\0\0\4"  # as PostgreSQL is told
 
 
 @pytest.fixture(autouse=True)
 def from_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inserts, "COPIED_MIN", 20)
-
-
-@pytest.fixture
-def proxy(place: Place) -> Iterator[TcpProxy]:
-    target = urlsplit(place.database_url or "")
-    with TcpProxy(target.hostname or "127.0.0.1", target.port or 5432) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def proxied(place: Place, store: Store, proxy: TcpProxy) -> Iterator[Store]:
-    proxied = place.through(proxy.port).open(timeout_seconds=TIMEOUT_SECONDS, connections_max=2)
-    proxied.verify_schema()
-    yield proxied
-    proxied.close()
 
 
 def many(count: int = 30) -> list[NewRun]:
@@ -203,7 +195,7 @@ def test_a_server_that_falls_silent_is_given_up_within_the_timeout_and_nothing_i
     started = time.monotonic()
     runs = [new_run(payload="x" * 100_000) for _ in range(100)]
     assert not is_uncertain(lambda: proxied.enqueue(runs))
-    assert time.monotonic() - started < TIMEOUT_SECONDS + 2
+    assert time.monotonic() - started < PROXIED_TIMEOUT_SECONDS + 2
     monkeypatch.undo()
     proxy.thaw()
     assert all_runs(store) == {}

@@ -3,14 +3,16 @@
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
 from exam import (
+    DEFAULT_PORTS,
     LEASE_DURATION,
+    PROXIED_TIMEOUT_SECONDS,
     Place,
     all_runs,
     claim,
@@ -36,8 +38,6 @@ from durablestack.stores.contract import Store
 from durablestack.stores.memory import InMemoryStore
 from proxy import TcpProxy, When
 
-DEFAULT_PORTS = {"postgres": 5432, "mysql": 3306}
-TIMEOUT_SECONDS = 1.0
 # connecting anew may take this: psycopg counts in whole seconds, and no less than two
 ANSWER_SECONDS_MAX = 3.5
 
@@ -45,22 +45,6 @@ OWN_SESSION = {"postgres": "select pg_backend_pid()", "mysql": "select connectio
 END_SESSION = {"postgres": "select pg_terminate_backend({})", "mysql": "kill {}"}
 
 before_or_after = pytest.mark.parametrize("when", ["before", "after"])
-
-
-@pytest.fixture
-def proxy(place: Place) -> Iterator[TcpProxy]:
-    target = urlsplit(place.database_url or "")
-    with TcpProxy(target.hostname or "127.0.0.1", target.port or DEFAULT_PORTS[place.provider]) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def proxied(place: Place, store: Store, proxy: TcpProxy) -> Iterator[Store]:
-    """The same tables as `store`, by way of the proxy, connected already."""
-    proxied = place.through(proxy.port).open(timeout_seconds=TIMEOUT_SECONDS, connections_max=2)
-    proxied.verify_schema()
-    yield proxied
-    proxied.close()
 
 
 def uncertain(call: Callable[[], object]) -> bool:
@@ -213,7 +197,7 @@ def test_a_frozen_server_is_given_up_within_the_timeout_and_served_again_after(
     for operation in operations:
         started = time.monotonic()
         assert not uncertain(operation)
-        assert time.monotonic() - started < TIMEOUT_SECONDS + 0.7
+        assert time.monotonic() - started < PROXIED_TIMEOUT_SECONDS + 0.7
     proxy.thaw()
     eventually(lambda: proxied.extend_leases([lease], LEASE_DURATION).held == {lease.run_id})
     assert proxied.record([Succeeded(lease)]) == {lease.run_id: RunStatus.SUCCEEDED}
@@ -221,7 +205,7 @@ def test_a_frozen_server_is_given_up_within_the_timeout_and_served_again_after(
 
 @on_examined_servers
 def test_a_server_that_is_frozen_from_the_start_is_given_up(place: Place, store: Store, proxy: TcpProxy) -> None:
-    proxied = place.through(proxy.port).open(timeout_seconds=TIMEOUT_SECONDS)
+    proxied = place.through(proxy.port).open(timeout_seconds=PROXIED_TIMEOUT_SECONDS)
     proxy.freeze()
     started = time.monotonic()
     assert not uncertain(lambda: claimed(proxied))
@@ -246,12 +230,12 @@ def test_a_server_that_resets_every_connection_is_served_again_after(
 def test_a_server_that_refuses_is_unavailable_and_is_served_again_after(
     place: Place, store: Store, proxied: Store, proxy: TcpProxy
 ) -> None:
-    fresh = place.through(proxy.port).open(timeout_seconds=TIMEOUT_SECONDS)
+    fresh = place.through(proxy.port).open(timeout_seconds=PROXIED_TIMEOUT_SECONDS)
     proxy.refuse()
     for away in (proxied, fresh):
         started = time.monotonic()
         assert not uncertain(lambda away=away: away.count_runs())
-        assert time.monotonic() - started < TIMEOUT_SECONDS + 0.7
+        assert time.monotonic() - started < PROXIED_TIMEOUT_SECONDS + 0.7
     proxy.pass_through()
     for back in (proxied, fresh):
         eventually(lambda back=back: back.list_runs(take=1) == [])

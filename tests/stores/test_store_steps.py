@@ -4,12 +4,11 @@ import os
 import select
 import socket
 import time
-from collections.abc import Iterator
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
 from exam import (
+    PROXIED_TIMEOUT_SECONDS,
     Place,
     age_lease,
     claim_one,
@@ -30,8 +29,6 @@ from durablestack.stores.sql import SqlStore
 from durablestack.stores.steps import Step, Wait
 from proxy import TcpProxy, When
 
-TIMEOUT_SECONDS = 1.0
-
 before_or_after = pytest.mark.parametrize("when", ["before", "after"])
 
 
@@ -47,21 +44,6 @@ def steps_of(store: Store, outcomes: list[Outcome], claim: Claim) -> list[Step]:
         except StopIteration:
             return taken
         answer = taken[-1].here() if isinstance(taken[-1], Wait) else taken[-1]()
-
-
-@pytest.fixture
-def proxy(place: Place) -> Iterator[TcpProxy]:
-    with TcpProxy("127.0.0.1", urlsplit(place.database_url or "").port or 5432) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def proxied(place: Place, store: Store, proxy: TcpProxy) -> Iterator[Store]:
-    """The same tables as `store`, by way of the proxy, connected already."""
-    proxied = place.through(proxy.port).open(timeout_seconds=TIMEOUT_SECONDS, connections_max=2)
-    proxied.verify_schema()
-    yield proxied
-    proxied.close()
 
 
 @on_postgres
@@ -149,7 +131,7 @@ def test_a_frozen_server_is_given_up_within_the_timeout_and_served_again_after(
     proxy.freeze()
     began_at = time.monotonic()
     assert uncertain(proxied, [], only_to_claim())
-    assert time.monotonic() - began_at < TIMEOUT_SECONDS + 0.7
+    assert time.monotonic() - began_at < PROXIED_TIMEOUT_SECONDS + 0.7
     proxy.thaw()
     assert proxied.count_runs()
 
