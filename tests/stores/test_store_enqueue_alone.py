@@ -3,11 +3,10 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from exam import Place, all_runs, new_run, on_examined_servers, on_postgres, query
+from exam import PROXIED_TIMEOUT_SECONDS, Place, all_runs, new_run, on_examined_servers, on_postgres, query
 
 from durablestack.errors import StoreUnavailable
 from durablestack.stores.contract import Store
@@ -15,8 +14,6 @@ from durablestack.stores.hints import NO_HINTS, HintRate
 from durablestack.stores.sql import SqlStore
 from proxy import TcpProxy, When
 
-DEFAULT_PORTS = {"postgres": 5432, "mysql": 3306}
-TIMEOUT_SECONDS = 1.0
 HEARD_WITHIN_SECONDS = 10.0
 MORE_THAN_SOCKETS_HOLD = 32 * 1024 * 1024
 UNTIL_PREPARED = 10
@@ -27,16 +24,9 @@ hinted_or_not = pytest.mark.parametrize("hinted", [True, False], ids=["hinted", 
 
 
 @pytest.fixture
-def proxy(place: Place) -> Iterator[TcpProxy]:
-    target = urlsplit(place.database_url or "")
-    with TcpProxy(target.hostname or "127.0.0.1", target.port or DEFAULT_PORTS[place.provider]) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 def proxied(place: Place, store: Store, proxy: TcpProxy) -> Iterator[SqlStore]:
     """The same tables as `store`, by way of the proxy, connected already."""
-    proxied = place.through(proxy.port).open(timeout_seconds=TIMEOUT_SECONDS, connections_max=1)
+    proxied = place.through(proxy.port).open(timeout_seconds=PROXIED_TIMEOUT_SECONDS, connections_max=1)
     assert isinstance(proxied, SqlStore)
     proxied.verify_schema()
     yield proxied
@@ -104,7 +94,7 @@ def test_of_a_server_that_falls_silent_it_is_known_whether_all_was_sent(
     proxy.freeze()
     began = time.monotonic()
     assert is_uncertain(lambda: proxied.enqueue([run])) is (len(payload) == 1)
-    assert time.monotonic() - began < TIMEOUT_SECONDS + 2
+    assert time.monotonic() - began < PROXIED_TIMEOUT_SECONDS + 2
     proxy.thaw()
     proxied.enqueue([run])
     assert len(all_runs(store)) == 2
