@@ -21,7 +21,7 @@ from anyio import CapacityLimiter, to_thread
 
 from durablestack.options import StartMethod
 
-from . import guard, usage
+from . import guard, tracker, usage
 from .application import FORK_SERVER_TARGETS, ChildSettings
 from .guarding import Guard
 from .incarnation import marked_environment
@@ -179,6 +179,7 @@ def _start_marked(process: Process, targets: tuple[str, ...]) -> None:
     an application that loads.
     """
     _prove_room_for_descriptors()
+    tracker.stand_by()
     if isinstance(process, SpawnProcess):
         with marked_environment():
             process.start()
