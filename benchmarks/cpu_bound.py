@@ -66,7 +66,7 @@ def _beside(stack: DurableStack, store: Store, runs: int, rounds: int) -> float:
         stack.client.enqueue_many(burn, [rounds] * runs)
         watch = Watch()
         with looking_from_elsewhere():
-            until_done(stack, runs, [supervisor])
+            until_done(stack, runs, [supervisor], look_every_seconds=0.5)
         return watch.others()
 
 

@@ -20,6 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from durablestack.options import EventLoop
+from durablestack.supervisor.event_loop import wants_uvloop
 from processes import descendants, stat_fields
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -34,8 +36,15 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release().split('-')[0]}",
         "durablestack": metadata.version("durablestack"),
+        "event_loop": event_loop(),
         "fsync_ms": round(fsync_seconds() * 1000, 3),
     }
+
+
+def event_loop() -> str:
+    """What drives a supervisor that has a process of its own, here and as the environment wants it."""
+    wanted = EventLoop(os.environ.get("DURABLESTACK__EVENT_LOOP", EventLoop.AUTO))
+    return f"uvloop {metadata.version('uvloop')}" if wants_uvloop(wanted) else "asyncio"
 
 
 def bind(cores: int) -> None:

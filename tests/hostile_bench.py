@@ -20,7 +20,7 @@ import pytest
 from durablestack import DurableStack, Run, RunStatus
 from durablestack.options import DurableStackOptions
 from durablestack.runs import EndedBy
-from processes import descendants, still_running
+from processes import descendants, still_running, without_tracker
 from workers import Bench, eventually
 
 SLOTS = 4
@@ -138,7 +138,7 @@ class HostileBench(Bench):
 
     def _family_at_rest(self) -> int:
         """How many processes there are below the supervisor; 0 while any of them is a zombie, or children lack."""
-        family = descendants(self.supervisor.pid)
+        family = without_tracker(descendants(self.supervisor.pid))
         complete = len(self.supervisor.children()) == self.slots and all(map(still_running, family))
         return len(family) if complete else 0
 

@@ -1,6 +1,7 @@
 """Which processes there are, as Linux tells it in /proc."""
 
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,11 @@ def descendants(pid: int, leave_out: frozenset[int] = frozenset()) -> frozenset[
         found |= children
         parents.extend(children)
     return frozenset(found)
+
+
+def without_tracker(pids: Iterable[int]) -> frozenset[int]:
+    """Those but multiprocessing's resource tracker, which comes when a job first needs it, and stays."""
+    return frozenset(pid for pid in pids if b"resource_tracker" not in command_line(pid))
 
 
 def children_of(pid: int) -> frozenset[int]:

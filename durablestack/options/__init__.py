@@ -9,6 +9,7 @@ The later source wins; whatever the source, the value checks itself when it is b
 from .choices import (
     CatchUpPolicy,
     CrashedRunPolicy,
+    EventLoop,
     ExistingJobBehavior,
     GuardKind,
     JobActivation,
@@ -42,6 +43,7 @@ __all__ = [
     "ConnectionTarget",
     "CrashedRunPolicy",
     "DurableStackOptions",
+    "EventLoop",
     "EventingOptions",
     "ExistingJobBehavior",
     "GuardKind",

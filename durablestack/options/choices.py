@@ -55,6 +55,14 @@ class StartMethod(StrEnum):
     SPAWN = "spawn"
 
 
+class EventLoop(StrEnum):
+    """What drives the supervisor's own process; `auto` is `uvloop` where that is installed."""
+
+    AUTO = "auto"
+    ASYNCIO = "asyncio"
+    UVLOOP = "uvloop"
+
+
 class TraceRelation(StrEnum):
     """How the span of an execution refers to the one that enqueued the run, maybe days before: by a link, or as its
     child."""

@@ -17,7 +17,7 @@ from msgspec.structs import force_setattr
 
 from durablestack.errors import OptionsError
 
-from .choices import CrashedRunPolicy, GuardKind, JobActivation, StartMethod, StorageProvider, TraceRelation
+from .choices import CrashedRunPolicy, EventLoop, GuardKind, JobActivation, StartMethod, StorageProvider, TraceRelation
 from .databases import ConnectionTarget, parse_connection_string, password_as_written
 from .groups import (
     EventingOptions,
@@ -134,7 +134,9 @@ class DurableStackOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     captured_output_bytes_max: Amount = 16_384
     """How much is kept of what a run writes to stdout and stderr."""
 
-    # child processes
+    # processes
+    event_loop: EventLoop = EventLoop.AUTO
+    """What drives `python -m durablestack.supervisor`; whoever embeds a supervisor brings a loop of his own."""
     start_method: StartMethod = _DEFAULT_START_METHOD
     guard: GuardKind = GuardKind.PROCESS
     """Who ends children whose supervisor is killed, frozen or stuck. Where there are no pidfds it is `child`."""

@@ -12,7 +12,7 @@ import pytest
 from durablestack import RunStatus
 from durablestack.runs import AttemptOutcome
 from hostile_bench import SETTINGS, HostileBench, no_process_left_behind
-from processes import children_of, command_line, descendants, stat_fields, still_running
+from processes import children_of, descendants, stat_fields, still_running, without_tracker
 from workers import Worker, eventually
 
 __all__ = ["no_process_left_behind"]
@@ -179,7 +179,7 @@ def test_a_new_process_for_each_of_very_many_runs_leaves_neither_zombies_nor_des
 
 def lasting(worker: Worker) -> list[int]:
     """The supervisor, its fork server and its guard."""
-    return [worker.pid, *(pid for pid in children_of(worker.pid) if b"resource_tracker" not in command_line(pid))]
+    return [worker.pid, *without_tracker(children_of(worker.pid))]
 
 
 def descriptors_at_rest(worker: Worker) -> dict[int, int]:
