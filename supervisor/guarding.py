@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 
 _GONE_WITHIN_SECONDS = 3.0
 _LIVES_WELL_AFTER_SECONDS = 60.0
-_TELL_WITHIN_SECONDS = 0.05
+_TELL_WITHIN_SECONDS = 1.0
+_TELL_WITHIN_RATIO = 0.1  # of the time that the guard believes to be left
 
 
 class Guarded(Protocol):
@@ -70,6 +71,7 @@ class Guard:
         self._lock = threading.Lock()  # over the three below, and over what is sent
         self._wards: dict[Guarded, _Ward] = {}
         self._untold: set[_Ward] = set()
+        self._telling: asyncio.TimerHandle | None = None
         self._process: GuardProcess | None = None
         self._loop_thread = 0
         self._keys = itertools.count(1)
@@ -110,18 +112,28 @@ class Guard:
         child.send(wire.Trust(boottime))
 
     def _tell_soon(self, ward: _Ward) -> None:
-        """At once, if the guard believes in a later deadline. Else the event loop may tell it with those of others:
-        runs of milliseconds would keep the guard busy. The heartbeat does not rely on the event loop."""
-        if self._process is None:
+        """At once, if the guard believes in a later deadline. Else the event loop tells it with those of others, well
+        before the one that it believes in: runs of milliseconds would keep the guard busy, and each time that it wakes
+        the cores forget what they were doing. The heartbeat does not rely on the event loop."""
+        if self._process is None or ward.until == ward.told:
             return
         if ward.until < ward.told or threading.get_ident() != self._loop_thread:
             self._process.send(ward.deadline())
             return
-        if not self._untold:
-            asyncio.get_running_loop().call_later(_TELL_WITHIN_SECONDS, self._tell_all)
         self._untold.add(ward)
+        self._tell_all_by(min(_TELL_WITHIN_SECONDS, (ward.told - guard.boottime()) * _TELL_WITHIN_RATIO))
+
+    def _tell_all_by(self, within_seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        at = loop.time() + within_seconds
+        if self._telling is not None:
+            if self._telling.when() <= at:
+                return
+            self._telling.cancel()
+        self._telling = loop.call_at(at, self._tell_all)
 
     def _tell_all(self) -> None:
+        self._telling = None
         with self._lock:
             news = [ward.deadline() for ward in self._untold if ward.until != ward.told]
             self._untold.clear()

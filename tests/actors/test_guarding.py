@@ -158,6 +158,22 @@ async def test_deadlines_that_come_and_go_with_short_runs_are_told_together(guar
     await until(lambda: not still_running(child.pid))
 
 
+async def test_a_deadline_that_is_near_is_put_off_before_those_that_are_far_off(guard: Guard, start: Start) -> None:
+    far_off, near = start(), start()
+    for child in (far_off, near):
+        guard.adopt(child)
+    for seconds in (FAR_OFF_SECONDS, 2 * FAR_OFF_SECONDS):
+        guard.trust_until(far_off, boottime() + seconds)
+    due_at = boottime() + 0.5
+    guard.trust_until(near, due_at)
+    guard.trust_until(near, None)
+    await anyio.sleep(due_at - boottime())
+    await all_was_heard(guard, start)
+    assert still_running(near.pid)
+    for child in (far_off, near):
+        guard.forget(child)
+
+
 async def test_the_heartbeat_does_not_wait_for_the_event_loop(guard: Guard, start: Start) -> None:
     child = start()
     guard.adopt(child)
