@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from durablestack.options import EventLoop
-from durablestack.supervisor.event_loop import wants_uvloop
+from durablestack.supervisor.event_loop import is_uvloop
 from processes import descendants, stat_fields
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -42,9 +42,9 @@ def describe() -> dict[str, Any]:
 
 
 def event_loop() -> str:
-    """What drives a supervisor that has a process of its own, here and as the environment wants it."""
-    wanted = EventLoop(os.environ.get("DURABLESTACK__EVENT_LOOP", EventLoop.AUTO))
-    return f"uvloop {metadata.version('uvloop')}" if wants_uvloop(wanted) else "asyncio"
+    """What drives a supervisor that has a process of its own, as the environment wants it."""
+    wanted = EventLoop(os.environ.get("DURABLESTACK__EVENT_LOOP", EventLoop.ASYNCIO))
+    return f"uvloop {metadata.version('uvloop')}" if is_uvloop(wanted) else "asyncio"
 
 
 def bind(cores: int) -> None:

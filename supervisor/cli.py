@@ -22,7 +22,7 @@ from durablestack.stack import DurableStack
 
 from .control import run_with_signals
 from .embedded import the_one_in
-from .event_loop import wants_uvloop
+from .event_loop import is_uvloop
 from .logs import LineFormatter, LogThread
 from .starter import end_fork_server
 from .systemd import Systemd
@@ -99,7 +99,7 @@ def _supervise(targets: tuple[str, ...], changes: dict[str, Any], *, plain: bool
                 _leave(EXIT_UNRECORDED if supervisor.completer.unrecorded else 0)
 
             _collect_garbage_seldom()
-            uvloop = {"use_uvloop": wants_uvloop(stack.options.event_loop)}
+            uvloop = {"use_uvloop": is_uvloop(stack.options.event_loop)}
             anyio.run(_run, supervisor, console, systemd, leave_now, backend_options=uvloop)
         log.log(logging.WARNING if live else logging.INFO, "%s", _summary(supervisor))
     except BaseException as error:

@@ -8,18 +8,14 @@ from durablestack.errors import OptionsError
 from durablestack.options import EventLoop
 
 
-def wants_uvloop(event_loop: EventLoop) -> bool:
-    """Whether it is to be uvloop; with `auto`, where that is installed.
+def is_uvloop(event_loop: EventLoop) -> bool:
+    """Whether it is uvloop.
 
     Raises:
-        OptionsError: it is to be, and is not installed.
+        OptionsError: it is, and is not installed.
     """
-    if event_loop is EventLoop.ASYNCIO:
-        return False
-    is_there = find_spec("uvloop") is not None
-    if event_loop is EventLoop.UVLOOP and not is_there:
+    if event_loop is EventLoop.UVLOOP and find_spec("uvloop") is None:
         raise OptionsError(
-            "event_loop = 'uvloop' needs the package uvloop: pip install 'durablestack[uvloop]'; "
-            "it may also be auto or asyncio"
+            "event_loop = 'uvloop' needs the package uvloop: pip install 'durablestack[uvloop]'; it may also be asyncio"
         )
-    return is_there
+    return event_loop is EventLoop.UVLOOP

@@ -118,7 +118,6 @@ class Worker:
         number = len(bench.workers)
         self._log_path = bench.folder / f"worker-{number}.log"
         environment = {
-            "DURABLESTACK__EVENT_LOOP": "asyncio",  # also where uvloop is installed, unless the caller says otherwise
             **os.environ,
             **settings,
             "CHAOS_DIARY": str(bench.diary),

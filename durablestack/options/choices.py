@@ -56,9 +56,8 @@ class StartMethod(StrEnum):
 
 
 class EventLoop(StrEnum):
-    """What drives the supervisor's own process; `auto` is `uvloop` where that is installed."""
+    """What drives the supervisor's own process."""
 
-    AUTO = "auto"
     ASYNCIO = "asyncio"
     UVLOOP = "uvloop"
 

@@ -135,8 +135,8 @@ class DurableStackOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How much is kept of what a run writes to stdout and stderr."""
 
     # processes
-    event_loop: EventLoop = EventLoop.AUTO
-    """What drives `python -m durablestack.supervisor`; whoever embeds a supervisor brings a loop of his own."""
+    event_loop: EventLoop = EventLoop.ASYNCIO
+    """What drives `python -m durablestack.supervisor`; an embedded supervisor has the loop of its application."""
     start_method: StartMethod = _DEFAULT_START_METHOD
     guard: GuardKind = GuardKind.PROCESS
     """Who ends children whose supervisor is killed, frozen or stuck. Where there are no pidfds it is `child`."""

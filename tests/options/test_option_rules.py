@@ -81,7 +81,7 @@ def test_defaults_of_our_own_options() -> None:
     assert options.guard is GuardKind.PROCESS
     assert (options.cancel_grace_seconds, options.terminate_grace_seconds) == (2.0, 1.0)
     assert (options.shutdown_drain_timeout_seconds, options.startup_timeout_seconds) == (10.0, 60.0)
-    assert options.event_loop is EventLoop.AUTO
+    assert options.event_loop is EventLoop.ASYNCIO
     assert options.start_method is (StartMethod.FORKSERVER if sys.platform == "linux" else StartMethod.SPAWN)
     assert options.crashed_run_policy is CrashedRunPolicy.RECORD
     assert (options.restart_limit, options.restart_period_seconds) == (10, 60.0)
@@ -194,7 +194,7 @@ def test_a_size_is_bytes_or_a_text_with_a_unit_from_any_source(given: int | str,
         ({"worker_name": "a\x1b[31m"}, ["worker_name", "control"]),
         ({"worker_name": None}, ["worker_name"]),
         ({"storage_provider": "Oracle"}, ["storage_provider", "Oracle", "postgres", "my_sql"]),
-        ({"event_loop": "trio"}, ["event_loop", "trio", "auto", "asyncio", "uvloop"]),
+        ({"event_loop": "trio"}, ["event_loop", "trio", "asyncio", "uvloop"]),
         ({"start_method": "fork"}, ["start_method", "fork", "forkserver", "spawn"]),
         ({"storage_provider": "Postgres"}, ["postgres.connection_string", "empty", "database_url"]),
         ({"eventing": {"tenant_id": "t"}}, ["eventing.client_secret", "missing"]),

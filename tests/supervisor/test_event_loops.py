@@ -11,10 +11,8 @@ import pytest
 from durablestack import RunStatus
 from durablestack.errors import OptionsError
 from durablestack.options import EventLoop
-from durablestack.supervisor.event_loop import wants_uvloop
+from durablestack.supervisor.event_loop import is_uvloop
 from workers import Bench, Worker, eventually
-
-pytest.importorskip("uvloop", reason="uvloop is not installed")
 
 TELLS_ITS_LOOP = """
     import asyncio
@@ -32,21 +30,19 @@ def on_uvloop(bench: Bench, *arguments: str) -> Worker:
     return bench.worker(*arguments, settings={"DURABLESTACK__EVENT_LOOP": "uvloop"})
 
 
-@pytest.mark.parametrize(("event_loop", "driver"), [("asyncio", "asyncio"), ("uvloop", "uvloop"), ("auto", "uvloop")])
-def test_the_supervisor_is_driven_by_what_the_options_say(sqlite_bench: Bench, event_loop: str, driver: str) -> None:
+@pytest.mark.parametrize("event_loop", ["asyncio", "uvloop"])
+def test_the_supervisor_is_driven_by_what_the_options_say(sqlite_bench: Bench, event_loop: str) -> None:
     (sqlite_bench.folder / "tells_its_loop.py").write_text(textwrap.dedent(TELLS_ITS_LOOP))
     settings = {"DURABLESTACK__EVENT_LOOP": event_loop}
     worker = sqlite_bench.worker(settings=settings, target="tells_its_loop:stack")
-    worker.until_logged(f"driven by {driver}")
+    worker.until_logged(f"driven by {event_loop}")
 
 
-def test_where_uvloop_is_missing_auto_does_without_it_and_who_asks_for_it_is_told(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_who_asks_for_uvloop_where_it_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvloop", None)
-    assert not wants_uvloop(EventLoop.AUTO)
-    with pytest.raises(OptionsError, match=r"uvloop.*pip install 'durablestack\[uvloop\]'"):
-        wants_uvloop(EventLoop.UVLOOP)
+    assert not is_uvloop(EventLoop.ASYNCIO)
+    with pytest.raises(OptionsError, match=r"uvloop.*pip install 'durablestack\[uvloop\]'.*asyncio"):
+        is_uvloop(EventLoop.UVLOOP)
 
 
 def test_it_executes_runs_of_every_kind(any_bench: Bench) -> None:
