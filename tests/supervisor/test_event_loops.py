@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
@@ -26,8 +25,8 @@ TELLS_ITS_LOOP = """
 """
 
 
-def on_uvloop(bench: Bench, *arguments: str) -> Worker:
-    return bench.worker(*arguments, settings={"DURABLESTACK__EVENT_LOOP": "uvloop"})
+def on_uvloop(bench: Bench) -> Worker:
+    return bench.worker(settings={"DURABLESTACK__EVENT_LOOP": "uvloop"})
 
 
 @pytest.mark.parametrize("event_loop", ["asyncio", "uvloop"])
@@ -77,7 +76,7 @@ def test_children_that_die_are_replaced(sqlite_bench: Bench) -> None:
     sqlite_bench.until(sqlite_bench.client.enqueue("innocent"), RunStatus.SUCCEEDED)
 
 
-def test_what_a_killed_one_leaves_is_reclaimed(any_bench: Bench, tmp_path: Path) -> None:
+def test_what_a_killed_one_leaves_is_reclaimed(any_bench: Bench) -> None:
     worker = on_uvloop(any_bench)
     run_id = any_bench.client.enqueue("slow-at-first")
     any_bench.until_noted(run_id, "start")
