@@ -21,13 +21,18 @@ def no_op() -> None:
     return
 
 
+class Burn(Struct, frozen=True):
+    file: str
+    rounds: int
+
+
 @durable_job(name="burn")
-def burn(rounds: int) -> None:
-    """Pure Python on one core, the same work each time; its CPU time is printed, for whoever adds it up."""
+def burn(args: Burn) -> None:
+    """Pure Python on one core, the same work each time; notes where its CPU time is added up what that was."""
     began = time.process_time()
-    for _ in range(rounds):
+    for _ in range(args.rounds):
         sum(range(1000))
-    print(time.process_time() - began)
+    _note(args.file, f"{time.process_time() - began}\n")
 
 
 @durable_job(name="wait")
@@ -44,7 +49,10 @@ class Stamp(Struct, frozen=True):
 @durable_job(name="stamp")
 def stamp(args: Stamp) -> None:
     """Notes when it begins, by a clock that all processes of the machine share, and where; then waits."""
-    line = f"{os.getpid()} {time.time()}\n"
-    with Path(args.file).open("a") as notes:
-        notes.write(line)
+    _note(args.file, f"{os.getpid()} {time.time()}\n")
     time.sleep(args.seconds)
+
+
+def _note(file: str, line: str) -> None:
+    with Path(file).open("a") as notes:
+        notes.write(line)

@@ -12,14 +12,15 @@ The wall time counts from the first claim to the last outcome recorded, by the d
 from __future__ import annotations
 
 import os
-from datetime import datetime
+import tempfile
+from pathlib import Path
 
 import anyio
 import rich_click as click
 from msgspec import Struct
 
 from benchmarks.bench import Store, all_ready, all_succeeded
-from benchmarks.bench_jobs import burn
+from benchmarks.bench_jobs import Burn, burn
 from benchmarks.harness import Figures, Harness, benchmark
 from benchmarks.machine import Watch, looking_from_elsewhere
 from benchmarks.worker import until_done, worker
@@ -32,14 +33,6 @@ RUN_SECONDS = 0.1
 ROUNDS_AT_FIRST = 8_000
 
 UNITS = {"efficiency": "ideal / wall", "of the rest": "ideal / wall", "wall": "s", "ideal": "s"}
-
-
-class _Burned(Struct, frozen=True):
-    """A run that has succeeded, when by the clock of the database, and the CPU time that it told."""
-
-    started_at: datetime
-    completed_at: datetime
-    cpu_seconds: float
 
 
 @benchmark(units=UNITS, repeat=5, cores=2)
@@ -57,57 +50,71 @@ def main(harness: Harness, runs: int, children: str) -> None:
 
 
 def measure(store: Store, runs: int, children: int) -> Figures:
-    with store.stack(max_concurrent_runs=children, poll_interval_seconds=0.5) as stack:
-        if store.durable:
-            burned, others_cores = _beside(stack, store, runs)
-        else:
-            burned, others_cores = anyio.run(_in_this_process, stack, runs)
-    cpu_seconds = sum(run.cpu_seconds for run in burned)
-    began, ended = min(run.started_at for run in burned), max(run.completed_at for run in burned)
-    wall, cores = (ended - began).total_seconds(), len(os.sched_getaffinity(0))
+    with (
+        store.stack(max_concurrent_runs=children) as stack,
+        tempfile.NamedTemporaryFile() as notes,
+    ):
+        fire = Fire(stack, store, notes.name, runs, children)
+        others_cores = fire.beside() if store.durable else anyio.run(fire.in_this_process)
+        wall, cpu_seconds = fire.wall_seconds(), fire.cpu_seconds(runs)
+    cores = len(os.sched_getaffinity(0))
     ideal, rest = cpu_seconds / cores, cpu_seconds / max(cores - others_cores, 0.1)
     return {"efficiency": ideal / wall, "of the rest": rest / wall, "wall": wall, "ideal": ideal}
 
 
-def _beside(stack: DurableStack, store: Store, runs: int) -> tuple[list[_Burned], float]:
-    """Drained by a supervisor of its own; and how many cores others kept busy meanwhile."""
-    children = stack.options.max_concurrent_runs
-    with worker(stack, store.options, children=children) as supervisor:
-        supervisor.until_ready()
-        stack.client.enqueue_many(burn, [ROUNDS_AT_FIRST] * children)
-        until_done(stack, children, [supervisor])
-        stack.client.enqueue_many(burn, [_rounds_for(RUN_SECONDS, stack)] * runs)
-        watch = Watch()
-        with looking_from_elsewhere():
-            until_done(stack, children + runs, [supervisor], look_every_seconds=0.5)
-        return _latest(stack, runs), watch.others()
+class Fire(Struct, frozen=True):
+    """One measurement. What each run used it notes in a file: to print it would be work for the supervisor too."""
 
+    stack: DurableStack
+    store: Store
+    notes: str
+    runs: int
+    children: int
 
-async def _in_this_process(stack: DurableStack, runs: int) -> tuple[list[_Burned], float]:
-    children = stack.options.max_concurrent_runs
-    async with supervise(stack) as supervisor:
-        await all_ready(supervisor)
-        await stack.async_client.enqueue_many(burn, [ROUNDS_AT_FIRST] * children)
-        await all_succeeded(stack, children)
-        await stack.async_client.enqueue_many(burn, [_rounds_for(RUN_SECONDS, stack)] * runs)
-        watch = Watch()
-        await all_succeeded(stack, children + runs)
-        return _latest(stack, runs), watch.others()
+    def beside(self) -> float:
+        """Drained by a supervisor of its own; return how many cores others kept busy meanwhile."""
+        stack = self.stack
+        settings = {**self.store.options, "poll_interval_seconds": stack.options.poll_interval_seconds}
+        with worker(stack, settings, children=self.children) as supervisor:
+            supervisor.until_ready()
+            self._try()
+            until_done(stack, self.children, [supervisor])
+            self._burn()
+            watch = Watch()
+            with looking_from_elsewhere():
+                until_done(stack, self.children + self.runs, [supervisor], look_every_seconds=0.5)
+            return watch.others()
 
+    async def in_this_process(self) -> float:
+        async with supervise(self.stack) as supervisor:
+            await all_ready(supervisor)
+            self._try()  # on the event loop, so that no claim gets in between
+            await all_succeeded(self.stack, self.children)
+            self._burn()
+            watch = Watch()
+            await all_succeeded(self.stack, self.children + self.runs)
+            return watch.others()
 
-def _rounds_for(seconds: float, stack: DurableStack) -> int:
-    """How much work that is for these children, on these cores, all of them at work: as the first runs told."""
-    tried = _latest(stack, stack.options.max_concurrent_runs)
-    return int(ROUNDS_AT_FIRST * seconds * len(tried) / sum(run.cpu_seconds for run in tried))
+    def _try(self) -> None:
+        self.stack.client.enqueue_many(burn, [Burn(self.notes, ROUNDS_AT_FIRST)] * self.children)
 
+    def _burn(self) -> None:
+        """As much work each time as takes these children so long, on these cores, all of them at work."""
+        rounds = int(ROUNDS_AT_FIRST * RUN_SECONDS * self.children / self.cpu_seconds(self.children))
+        self.stack.client.enqueue_many(burn, [Burn(self.notes, rounds)] * self.runs)
 
-def _latest(stack: DurableStack, count: int) -> list[_Burned]:
-    """Those that were enqueued last."""
-    return [
-        _Burned(run.started_at, run.completed_at, float(run.stdout_tail or "nan"))
-        for run in stack.queries.get_recent_runs(take=count)
-        if run.started_at is not None and run.completed_at is not None
-    ]
+    def wall_seconds(self) -> float:
+        """From the first claim to the last outcome recorded."""
+        found = [
+            (run.started_at, run.completed_at)
+            for run in self.stack.queries.get_recent_runs(take=self.runs)
+            if run.started_at is not None and run.completed_at is not None
+        ]
+        return (max(ended for _, ended in found) - min(began for began, _ in found)).total_seconds()
+
+    def cpu_seconds(self, count: int) -> float:
+        """Of the latest runs, added up."""
+        return sum(map(float, Path(self.notes).read_text().split()[-count:]))
 
 
 if __name__ == "__main__":
