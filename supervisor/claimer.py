@@ -238,16 +238,11 @@ class Claimer:
                 begin_max=len(room.idle) if room.behind else None,
                 may_wait=self._pool.short_jobs,
                 lease_duration=self._lease_duration,
-                end_expired=await self._may_end_expired(),
+                end_expired=await self._some_expired(),
             )
             self._enqueued = False
             asked_at = boottime()
             claimed = await self._exchange(claim, begun)
-            if claim.end_expired:
-                rest_seconds = _REST_PER_LOOK_FOR_EXPIRED * (boottime() - asked_at)
-                self._look_for_expired_at = asked_at + min(
-                    max(rest_seconds, _LOOK_FOR_EXPIRED_SECONDS), _LOOK_FOR_EXPIRED_SECONDS_MAX
-                )
         except StoreError as error:
             self._failed(error)
             return Claimed([], [])
@@ -260,18 +255,22 @@ class Claimer:
             self._emit(EventType.JOB_CLAIMED, run)
         return claimed
 
-    async def _may_end_expired(self) -> bool:
-        """Now and then; and not for a while after the clock that decides has jumped."""
+    async def _some_expired(self) -> bool:
+        """Whether leases are to be ended. It is looked for now and then; and none is for a while after the clock that
+        decides has jumped."""
         asked_at = boottime()
         if asked_at < self._look_for_expired_at + (_WAITS_FOR_THE_ENQUEUED_SECONDS if self._enqueued else 0.0):
             return False
-        jump = self._database_clock.saw(await ask_store(self._store.now), asked_at, boottime())
-        self._look_for_expired_at = asked_at + _LOOK_FOR_EXPIRED_SECONDS
+        look = await ask_store_in_steps(self._store.look_for_expired())
+        answered_at = boottime()
+        rest_seconds = max(_REST_PER_LOOK_FOR_EXPIRED * (answered_at - asked_at), _LOOK_FOR_EXPIRED_SECONDS)
+        self._look_for_expired_at = asked_at + min(rest_seconds, _LOOK_FOR_EXPIRED_SECONDS_MAX)
+        jump = self._database_clock.saw(look.now, asked_at, answered_at)
         if jump is not None:
             what = f"the database's clock has jumped by {jump.total_seconds():+.1f} s"
             log.error("%s: no lease is ended for the next %s", what, self._lease_duration)
             self._emit(EventType.CLOCK_JUMP_DETECTED, message=what)
-        return self._database_clock.trusted
+        return look.some and self._database_clock.trusted
 
     async def _exchange(self, claim: Claim, begun: Callable[[], None]) -> Claimed:
         """Claim, and write down what has ended, in one transaction."""

@@ -18,6 +18,10 @@ Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")
 
 
+def _nothing() -> None:
+    return
+
+
 async def ask_store(
     call: Callable[[*Arguments], Result], *arguments: *Arguments, begun: Callable[[], None] | None = None
 ) -> Result:
@@ -37,7 +41,7 @@ async def ask_store(
     return result
 
 
-async def ask_store_in_steps(steps: Steps[Result], *, begun: Callable[[], None]) -> Result:
+async def ask_store_in_steps(steps: Steps[Result], *, begun: Callable[[], None] = _nothing) -> Result:
     """The same without a thread, as far as there is nothing to do but to wait: to wake one takes as long as to ask."""
     with closing(steps):
         scope = anyio.CancelScope(shield=True)

@@ -10,11 +10,22 @@ from uuid import UUID
 from durablestack.runs import Failure, Lease, Output, Released, Run, RunStatus
 from durablestack.text import ERROR_MESSAGE_LENGTH_MAX, clean
 
-from .contract import EXPIRED_PER_CLAIM_MAX, Claim, Claimed, taken_by
+from .contract import EXPIRED_PER_CLAIM_MAX, Claim, Claimed, ExpiredLook, taken_by
 from .low_water import LowWater, Mark
 from .outcomes import end_expired_lease
 from .rows import UnreadableRow, Value, error_parameters, output_parameters
 from .session import Answer, Session
+
+
+def ask_for_expired(tx: Session) -> Callable[[], ExpiredLook]:
+    """What it sees is there when it is asked for."""
+    answer = tx.ask("EXPIRED_LOOK")
+
+    def look() -> ExpiredLook:
+        ((now, some),) = answer()
+        return ExpiredLook(tx.rows.instant(now), bool(some))
+
+    return look
 
 
 def claim_due_runs(tx: Session, claim: Claim, recorded: Mapping[UUID, RunStatus], low_water: LowWater) -> Claimed:
@@ -56,6 +67,7 @@ def rehearse(tx: Session) -> None:
         batch_size=0,
         lease_duration=timedelta(),
     )
+    tx.ask("EXPIRED_LOOK")
     for mark in (None, Mark(now, nobody)):
         _ask(tx, claim, mark)
 

@@ -62,7 +62,7 @@ class Claim(Struct, frozen=True, kw_only=True):
     batch_size: int
     lease_duration: timedelta
     end_expired: bool = True
-    """Whether to look for expired leases as well; a busy claimer need not do so each time."""
+    """Whether to end expired leases as well; a claimer that has looked, and saw none, need not do so."""
     worker_id: UUID | None = None
     """The life of the supervisor that claims, by which its leases are found should it be over."""
     begin_max: int | None = None
@@ -80,6 +80,13 @@ class Claimed(Struct, frozen=True):
     runs: list[Run]
     expired: list[ExpiredRun]
     passed_over: int = 0
+
+
+class ExpiredLook(Struct, frozen=True):
+    """What the clock that decides shows, and whether leases have expired by it."""
+
+    now: datetime
+    some: bool
 
 
 class Exchanged(Struct, frozen=True):
@@ -258,6 +265,9 @@ class Store(Protocol):
     def warm_up(self) -> None:
         """Be as quick with the first exchange as with others, on one more connection for each of these calls that are
         under way at once. Nothing is claimed."""
+
+    def look_for_expired(self) -> Steps[ExpiredLook]:
+        """Whether a claim would find leases to end. It may be told of one that somebody is just renewing or ending."""
 
     def claim_due_runs(self, claim: Claim) -> Claimed:
         """Lease runs that are due, earliest first, of registered jobs only; before, if asked to, end expired leases."""

@@ -45,6 +45,7 @@ from .contract import (
     Claim,
     Claimed,
     Exchanged,
+    ExpiredLook,
     ExpiredRun,
     Extended,
     Requests,
@@ -143,6 +144,13 @@ class InMemoryStore:
 
     def warm_up(self) -> None:
         return
+
+    def look_for_expired(self) -> Steps[ExpiredLook]:
+        return in_one(self._look_for_expired)
+
+    def _look_for_expired(self) -> ExpiredLook:
+        with self._locked() as now:
+            return ExpiredLook(now, bool(self._expired(now)))
 
     def claim_due_runs(self, claim: Claim) -> Claimed:
         return self.exchange((), claim).claimed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
 from typing import Any
@@ -27,6 +27,7 @@ from .contract import (
     Claim,
     Claimed,
     Exchanged,
+    ExpiredLook,
     Extended,
     Listener,
     OldSnapshot,
@@ -175,6 +176,17 @@ class SqlStore:
             with self._transaction() as tx:
                 rehearse_success(tx)
                 claims.rehearse(tx)
+
+    def look_for_expired(self) -> Steps[ExpiredLook]:
+        waits = self._connections.waits_of_transaction(lambda tx: claims.ask_for_expired(self._session(tx)))
+        if waits is None:
+            return (yield from in_one(self._look_for_expired))
+        look = yield from waits
+        return look()
+
+    def _look_for_expired(self) -> ExpiredLook:
+        with self._look() as tx:
+            return claims.ask_for_expired(tx)()
 
     def claim_due_runs(self, claim: Claim) -> Claimed:
         return self.exchange((), claim).claimed
@@ -353,7 +365,7 @@ class SqlStore:
         return {status: counted.get(status.value, 0) for status in RunStatus}
 
     def measure_backlog(self, job_names: Collection[str], count_max: int) -> Backlog:
-        with self._transaction() if self.dialect.begin_plans else self._read() as tx:
+        with self._look() as tx:
             ((due, first, now),) = tx.fetch("BACKLOG_SELECT", job_names=list(job_names), limit=count_max)
         return Backlog(int(due), self._rows.instant(now) - self._rows.instant(first) if due else None)
 
@@ -419,6 +431,10 @@ class SqlStore:
         """Single statements, each for itself."""
         with self._connections.read() as tx:
             yield self._session(tx)
+
+    def _look(self) -> AbstractContextManager[Session]:
+        """A read that is to stop early."""
+        return self._transaction() if self.dialect.begin_plans else self._read()
 
     def _session(self, tx: Transaction) -> Session:
         return Session(tx, self._sql, self.dialect, self._rows)

@@ -44,6 +44,16 @@ values (
 
 # --- claim
 
+EXPIRED_LOOK = """
+select {now},
+       case when exists (
+         select 1
+         from {runs} {skip_locked_hint}
+         where status = 'leased'
+           and lease_until_utc <= {now}
+       ) then 1 else 0 end
+"""
+
 RUNS_EXPIRED_SELECT = """
 select id, job_name, attempt, max_attempts, lease_owner, lease_token, started_at_utc, cancel_requested_at_utc
 from {runs} {skip_locked_hint}

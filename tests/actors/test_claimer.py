@@ -19,7 +19,7 @@ from durablestack.errors import StoreError, StoreUnavailable
 from durablestack.events import EventType
 from durablestack.ids import new_run_id
 from durablestack.runs import Outcome, Run, RunStatus, Succeeded
-from durablestack.stores.contract import Claim, Claimed, Exchanged, ExpiredRun
+from durablestack.stores.contract import Claim, Claimed, Exchanged, ExpiredLook, ExpiredRun
 from durablestack.stores.steps import Steps, in_one
 from durablestack.supervisor.bus import NOT_BEGUN, Course
 from durablestack.supervisor.claimer import Claimer
@@ -47,10 +47,14 @@ class Backlog:
         self.steps: list[tuple[str, object]] = []
         self.claims: list[Claim] = []
         self.expired: list[ExpiredRun] = []
+        self.some_expired = True
         self.clock_set_by = timedelta(0)
 
     def now(self) -> datetime:
         return datetime.fromtimestamp(boottime(), UTC) + self.clock_set_by
+
+    def look_for_expired(self) -> Steps[ExpiredLook]:
+        return in_one(lambda: ExpiredLook(self.now(), self.some_expired))
 
     def exchange(self, outcomes: Sequence[Outcome], claim: Claim) -> Exchanged:
         if outcomes and self.refuses_outcomes:
@@ -570,6 +574,14 @@ async def test_the_claimer_comes_back_when_the_database_does(monkeypatch: pytest
         await until(lambda: len(hall.pool.assigned) == 1)
         tasks.cancel_scope.cancel()
     assert len(hall.store.claims) == 21
+
+
+async def test_a_claim_ends_leases_only_where_some_were_seen_to_have_expired() -> None:
+    hall = Hall(Backlog(), idle=1)
+    for hall.store.some_expired in (False, True, False):
+        hall.claimer.look_for_expired()
+        await hall.step()
+    assert [claim.end_expired for claim in hall.store.claims] == [False, True, False]
 
 
 async def test_no_lease_is_ended_for_a_while_after_the_database_clock_has_jumped() -> None:

@@ -13,7 +13,7 @@ from parts import BOOM, leased_run
 from durablestack.errors import StoreError
 from durablestack.events import EventType
 from durablestack.runs import Failed, Outcome, Run, RunStatus, Succeeded
-from durablestack.stores.contract import Claim, Claimed, Exchanged, after_outcome
+from durablestack.stores.contract import Claim, Claimed, Exchanged, ExpiredLook, after_outcome
 from durablestack.stores.steps import Steps, in_one
 from durablestack.supervisor.bus import NOT_BEGUN
 from durablestack.supervisor.claimer import Claimer
@@ -44,8 +44,8 @@ class Particular:
         self.recorded: list[Outcome] = []
         self.claimed: set[UUID] = set()
 
-    def now(self) -> datetime:
-        return datetime.fromtimestamp(boottime(), UTC)
+    def look_for_expired(self) -> Steps[ExpiredLook]:
+        return in_one(lambda: ExpiredLook(datetime.fromtimestamp(boottime(), UTC), some=False))
 
     def warm_up(self) -> None:
         return

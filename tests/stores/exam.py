@@ -36,7 +36,7 @@ from durablestack.stores.contract import Claim, Claimed, Exchanged, Store
 from durablestack.stores.memory import InMemoryStore
 from durablestack.stores.providers import open_store
 from durablestack.stores.sql import SqlStore
-from durablestack.stores.steps import Wait
+from durablestack.stores.steps import Result, Steps, Wait
 
 JOB = "send_email"
 WORKER = "worker-1"
@@ -163,14 +163,19 @@ def request(
 
 
 def exchange_in_steps(store: Store, outcomes: Sequence[Outcome], claim: Claim) -> Exchanged:
-    """As `Store.exchange`, by the way of those who have other things to do; here there are none."""
-    steps, answer = store.exchange_in_steps(outcomes, claim), None
+    """As `Store.exchange`, by the way of those who have other things to do."""
+    return in_steps(store.exchange_in_steps(outcomes, claim))
+
+
+def in_steps(steps: Steps[Result]) -> Result:
+    """What comes of them for whoever has nothing else to do."""
+    answer: Any = None
     while True:
         try:
             step = steps.send(answer)
         except StopIteration as end:
-            exchanged: Exchanged = end.value
-            return exchanged
+            result: Result = end.value
+            return result
         answer = step.here() if isinstance(step, Wait) else step()
 
 

@@ -14,6 +14,7 @@ from exam import (
     enqueue_and_claim,
     enqueue_many,
     failed,
+    in_steps,
     outcomes,
     reclaimed_after_expiry,
     the_run,
@@ -106,6 +107,17 @@ def test_one_claim_deals_with_a_bounded_number_of_expired_leases(store: Store) -
     batches = [len(claimed(store, batch_size=2).expired) for _ in range(3)]
     assert batches == [EXPIRED_PER_CLAIM_MAX, 5, 0]
     assert store.count_runs()[RunStatus.FAILED] == len(ids)
+
+
+def test_a_look_tells_whether_leases_have_expired_and_by_which_clock(store: Store) -> None:
+    before, lease = store.now(), enqueue_and_claim(store)
+    held = in_steps(store.look_for_expired())
+    assert not held.some
+    assert before <= held.now <= store.now()
+    age_lease(store, lease.run_id)
+    assert in_steps(store.look_for_expired()).some
+    claim(store, job_names=[])
+    assert not in_steps(store.look_for_expired()).some
 
 
 def test_an_expired_run_keeps_its_place_in_the_queue(store: Store) -> None:

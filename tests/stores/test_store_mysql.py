@@ -471,6 +471,7 @@ def check_rows_read(store: Store) -> None:
     for name, rows_max in (
         ("RUNS_DUE_SELECT", batch),
         ("RUNS_DUE_FROM_MARK_SELECT", batch),
+        ("EXPIRED_LOOK", LEASED),
         ("RUNS_EXPIRED_SELECT", LEASED),
         ("LEASES_SELECT_FOR_UPDATE", batch),
         ("RUNS_LEASE", batch),

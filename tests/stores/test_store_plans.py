@@ -61,6 +61,7 @@ HOT = (
     Hot("RUNS_DUE_FROM_MARK_SELECT", ordered=True),
     Hot("RUNS_CLAIM", rows=2 * BATCH, ordered=True),
     Hot("RUNS_CLAIM_FROM_MARK", rows=2 * BATCH, ordered=True),
+    Hot("EXPIRED_LOOK", rows=LEASED, ordered=True),
     Hot("RUNS_EXPIRED_SELECT", rows=LEASED, ordered=True),
     Hot("RUNS_LEASE", ids="pending"),
     Hot("RUNS_OF_WORKER_SELECT", rows=LEASED, ordered=True),
@@ -286,6 +287,7 @@ def sqlite_plan(store: Store, name: str, *, analyzed: bool) -> str:
     ("name", "index"),
     [
         ("RUNS_DUE_SELECT", "ix_durable_stack_job_runs_due"),
+        ("EXPIRED_LOOK", "ix_durable_stack_job_runs_leased"),
         ("RUNS_EXPIRED_SELECT", "ix_durable_stack_job_runs_leased"),
         ("RUNS_OF_CLAIM_SELECT", "ix_durable_stack_job_runs_leased"),
         ("RUNS_OF_WORKER_SELECT", "ix_durable_stack_job_runs_leased"),

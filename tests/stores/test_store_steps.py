@@ -26,7 +26,7 @@ from durablestack.errors import StoreUnavailable
 from durablestack.runs import Outcome, Output, RunStatus, Succeeded
 from durablestack.stores.contract import Claim, Exchanged, Store
 from durablestack.stores.sql import SqlStore
-from durablestack.stores.steps import Step, Wait
+from durablestack.stores.steps import Step, Steps, Wait
 from proxy import TcpProxy, When
 
 before_or_after = pytest.mark.parametrize("when", ["before", "after"])
@@ -36,14 +36,19 @@ def only_to_claim() -> Claim:
     return request(end_expired=False)
 
 
-def steps_of(store: Store, outcomes: list[Outcome], claim: Claim) -> list[Step]:
-    steps, taken, answer = store.exchange_in_steps(outcomes, claim), [], None
+def taken_of(steps: Steps[object]) -> list[Step]:
+    taken: list[Step] = []
+    answer: object = None
     while True:
         try:
             taken.append(steps.send(answer))
         except StopIteration:
             return taken
         answer = taken[-1].here() if isinstance(taken[-1], Wait) else taken[-1]()
+
+
+def steps_of(store: Store, outcomes: list[Outcome], claim: Claim) -> list[Step]:
+    return taken_of(store.exchange_in_steps(outcomes, claim))
 
 
 @on_postgres
@@ -53,6 +58,13 @@ def test_claims_and_plain_successes_need_no_thread(store: Store) -> None:
     assert steps
     assert all(isinstance(step, Wait) for step in steps)
     assert [status(store, run_id) for run_id in (lease.run_id, waiting)] == [RunStatus.SUCCEEDED, RunStatus.LEASED]
+
+
+@on_postgres
+def test_a_look_for_expired_leases_needs_no_thread(store: Store) -> None:
+    steps = taken_of(store.look_for_expired())
+    assert steps
+    assert all(isinstance(step, Wait) for step in steps)
 
 
 @on_postgres

@@ -12,6 +12,15 @@ values (
 )
 on conflict (id) do nothing
 
+-- EXPIRED_LOOK
+select strftime('%Y-%m-%d %H:%M:%f000', 'now'),
+       case when exists (
+         select 1
+         from "durable_stack_job_runs"
+         where status = 'leased'
+           and lease_until_utc <= strftime('%Y-%m-%d %H:%M:%f000', 'now')
+       ) then 1 else 0 end
+
 -- RUNS_EXPIRED_SELECT
 select id, job_name, attempt, max_attempts, lease_owner, lease_token, started_at_utc, cancel_requested_at_utc
 from "durable_stack_job_runs"

@@ -15,6 +15,15 @@ where not exists (
   where id = %(id)s
 )
 
+-- EXPIRED_LOOK
+select cast(sysutcdatetime() as datetime2(6)),
+       case when exists (
+         select 1
+         from [durable_stack_job_runs] with (updlock, readpast, rowlock, readcommittedlock)
+         where status = 'leased'
+           and lease_until_utc <= cast(sysutcdatetime() as datetime2(6))
+       ) then 1 else 0 end
+
 -- RUNS_EXPIRED_SELECT
 select id, job_name, attempt, max_attempts, lease_owner, lease_token, started_at_utc, cancel_requested_at_utc
 from [durable_stack_job_runs] with (updlock, readpast, rowlock, readcommittedlock)
