@@ -32,11 +32,12 @@ class Boot:
         self._timeout_seconds = timeout_seconds
         self._answered = anyio.Event()
         self._failure: wire.BootFailed | None = None
+        self._ready: wire.Ready | None = None
 
     async def start(self, child: ChildProcess) -> None:
         """Start the child, and wait until it is ready. Raises BootFailed if it will not be; JobDefinitionError or
         TargetError if none ever would."""
-        self._answered, self._failure = anyio.Event(), None
+        self._answered, self._failure, self._ready = anyio.Event(), None, None
         try:
             with anyio.fail_after(self._timeout_seconds):
                 await child.start()
@@ -51,9 +52,11 @@ class Boot:
             raise self._refused(self._failure)
         if death is not None:
             raise _died(child, death)
+        child.tells_beginnings = self._ready is not None and self._ready.tells_beginnings
 
-    def on_ready(self, job_names: frozenset[str]) -> None:
-        missing = self._slots.job_names - job_names
+    def on_ready(self, ready: wire.Ready) -> None:
+        self._ready = ready
+        missing = self._slots.job_names.difference(ready.job_names)
         if missing:
             message = f"it does not know the jobs {', '.join(sorted(missing))}, which the supervisor has registered"
             self._failure = wire.BootFailed("JobsDiffer", message, "")

@@ -74,7 +74,7 @@ def main(ends: Ends, targets: tuple[str, ...], settings: ChildSettings) -> None:
         Written(ends.stdout_reader, ends.stderr_reader),
     )
     application = _load(targets, settings, pipe)
-    pipe.send(wire.Ready(list(application.jobs.names)))
+    pipe.send(wire.Ready(list(application.jobs.names), tells_beginnings=tracing.loaded()))
     threading.Thread(target=_listen, args=(pipe, orders), name="durablestack-listener", daemon=True).start()
     try:
         _Work(orders, application, pipe, written).do()
@@ -224,8 +224,6 @@ class _Work:
     def _perform_traced(self, order: wire.Execute, cancel_flag: CancelFlag) -> Returned | Raised:
         meter = self._meter
         if not tracing.loaded():
-            if not order.short:
-                self._pipe.send(wire.Began(order.number, "", "", *meter.cpu_before, meter.since))
             return self._perform(order, cancel_flag)
         execution = tracing.Execution(
             run_id=order.run_id,

@@ -125,16 +125,8 @@ class Executor:
         if held is None or not held.delivered:
             if not self.line.retiring:
                 self._died(f"idle child {child.pid} of slot {self.number} ended with {how}")
-        elif not held.begun and held.ending is None and self.line.runs_begun > 1:
-            # whatever killed it, an earlier run has left it there: the one in hand waits for the next child
-            held.take_back()
-            self._died(f"child {child.pid} of slot {self.number} ended with {how} after its run")
-        elif held.begun or not self._slots.may_begin_elsewhere(held.run):
-            self._finish(held, death, child)
         else:
-            held.take_back()
-            self.line.give_back()
-            self._died(f"child {child.pid} of slot {self.number} ended with {how} before it began its run")
+            self._finish(held, death, child)
         while self.line.behind:  # it has begun these too; what it said of those before them did not come through
             self.line.move_on()
             self._finish_taken(death, child)
@@ -214,8 +206,8 @@ class Executor:
                 self._on_result(held, reply)
             case wire.Began() if held is not None and held.order == reply.number:
                 self._on_beginning(held, reply)
-            case wire.Ready(job_names=job_names):
-                self._boot.on_ready(frozenset(job_names))
+            case wire.Ready():
+                self._boot.on_ready(reply)
             case wire.Spoilt(left=left):
                 self._on_spoilt(left)
             case wire.BootFailed():
@@ -284,8 +276,8 @@ class Executor:
 
     def measure(self) -> usage.Sample | None:
         """What the run in hand uses now; remembered, should its child die. None if none has begun."""
-        child, held = self.line.child, self.line.in_hand
-        if child is None or held is None or not held.begun:
+        child, held = self.line.child, self.line.begun_in_hand()
+        if child is None or held is None:
             return None
         sample = usage.sample(child.pid, held.began_boottime, held.cpu_before)
         if sample is not None:
@@ -294,8 +286,8 @@ class Executor:
 
     async def stacks(self) -> str | None:
         """The Python stacks of the run in hand, taken twice, in words; None if none has begun, or it ends meanwhile."""
-        child, held = self.line.child, self.line.in_hand
-        if child is None or held is None or not held.begun:
+        child, held = self.line.child, self.line.begun_in_hand()
+        if child is None or held is None:
             return None
         return await dump.look_twice(child, held)
 

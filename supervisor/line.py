@@ -127,6 +127,21 @@ class Line:
             self._delivery.hears_less(child)
         if self.in_hand is None and self._takes_runs(child):
             self._idle()
+        else:
+            self._tell_beginning(child)
+
+    def _tell_beginning(self, child: ChildProcess) -> None:
+        """A run that takes its time begins now, for its child waits for it. Of a short one the reply tells that."""
+        held = self.in_hand
+        if held is not None and held.delivered and not (held.assignment.short or child.tells_beginnings):
+            self._look_at_child(held, child)
+            self._tell([held])
+
+    def _look_at_child(self, held: InHand, child: ChildProcess) -> None:
+        """What it had used before is not the run's."""
+        process = None if child.gone else usage.look(child.pid)
+        if process is not None:
+            held.cpu_before = (process.user_cpu_seconds, process.system_cpu_seconds)
 
     def _withdraw(self, lease: Lease) -> None:
         held = self._delivery.withdraw(lease)
@@ -260,21 +275,26 @@ class Line:
         if front is not None and front.delivered:
             if count > len(untaken):
                 self._take_back_front(front)
-            elif front.assignment.short and not front.begun:
-                self._begins_untold(front, child)
+            else:
+                self._has_taken(front, child)
         return untaken
 
-    def _begins_untold(self, held: InHand, child: ChildProcess) -> None:
-        process = None if child.gone else usage.look(child.pid)
-        if process is not None:  # what it had used before is not known any more
-            held.cpu_before = (process.user_cpu_seconds, process.system_cpu_seconds)
+    def _has_taken(self, held: InHand, child: ChildProcess) -> None:
+        """The run in hand, which so has begun, though nobody said so yet."""
+        if not (held.begun or held.told):
+            self._look_at_child(held, child)
         self.begin([held])
 
     def begin(self, some: Sequence[InHand]) -> None:
         """From here on their attempts count, whoever said so first."""
-        news = [held for held in some if not held.begun]
-        for held in news:
+        for held in some:
             held.begun = True
+        self._tell(some)
+
+    def _tell(self, some: Sequence[InHand]) -> None:
+        news = [held for held in some if not held.told]
+        for held in news:
+            held.told = True
         self._slots.began(news)
 
     def hand_on(self, back: Sequence[InHand]) -> None:
@@ -307,10 +327,17 @@ class Line:
         if not held.overdue:
             held.overdue = True
             self.let_go_of_waiting()
-        if held.delivered and not held.begun and not child.has_untaken:
-            self._begins_untold(held, child)
-        if held.begun and not self.behind:
+        if self.begun_in_hand() is not None and not self.behind:
             child.listens_to_output(True)
+
+    def begun_in_hand(self) -> InHand | None:
+        """The run in hand, if its child has begun it."""
+        child, held = self.child, self.in_hand
+        if child is None or held is None or not held.delivered:
+            return None
+        if not held.begun and not child.has_untaken:
+            self._has_taken(held, child)
+        return held if held.begun else None
 
     # --- all of them
 

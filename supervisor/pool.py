@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from time import monotonic
 from uuid import UUID
@@ -41,8 +41,6 @@ from .windows import Windows, is_short
 
 log = logging.getLogger(__name__)
 
-_UNBEGUN_MAX = 3
-_UNBEGUN_RUNS_MAX = 1_000
 _LOOK_SECONDS = 0.025
 _GENEROUS_TIMES = 3  # as many as a child should have, for what is claimed already
 _BY_THE_ANSWER = 2  # windows: that which is being done, and the one after it
@@ -100,7 +98,6 @@ class Pool:
         self._lets_wait = True
         self._some_wait = asyncio.Event()
         self._idle: deque[Executor] = deque()
-        self._unbegun: Counter[UUID] = Counter()
         self._some_room = asyncio.Event()
         self._some_short = asyncio.Event()
         self._no_more_room_soon: asyncio.Event | None = None
@@ -315,18 +312,6 @@ class Pool:
         """The child is about to begin these, but for those returned, which are not to be trusted any more."""
         return self._leases.all_executing(leases, child)
 
-    def may_begin_elsewhere(self, run: Run) -> bool:
-        """Whether a run whose child died before it began is to be given back. Not for ever: perhaps it is the run."""
-        if len(self._unbegun) > _UNBEGUN_RUNS_MAX:  # most of them have ended elsewhere
-            self._unbegun.clear()
-        self._unbegun[run.id] += 1
-        return self._unbegun[run.id] <= _UNBEGUN_MAX
-
-    def _forget_unbegun(self, runs: Iterable[Run]) -> None:
-        if self._unbegun:
-            for run in runs:
-                self._unbegun.pop(run.id, None)
-
     def never_begun(self, run: Run) -> None:
         self._tell(run, Released(run.lease), "it had not begun")
 
@@ -344,7 +329,6 @@ class Pool:
         """The plain case of `ended`, which is the most frequent one by far: nobody wanted them to end. With the seconds
         that they took, and what they wrote."""
         lost = self._leases.all_finished([held.lease for held, _, _ in ended])
-        self._forget_unbegun([held.run for held, _, _ in ended])
         self._windows.ended([(held.run.job_name, seconds) for held, seconds, _ in ended])
         told: list[Told] = []
         for held, seconds, output in ended:
@@ -359,7 +343,6 @@ class Pool:
 
     def ended(self, ended: Ended) -> None:
         run = ended.assignment.run
-        self._forget_unbegun([run])
         if not isinstance(ended.how, Death):
             self._windows.ended([(run.job_name, ended.how.seconds)])
         ending = Ending.LEASE_LOST if self._is_lost(run, ended.how) else ended.ending

@@ -92,6 +92,7 @@ class ChildProcess:
         self.on_replies: Callable[[Sequence[wire.Reply]], None] = lambda replies: None
         self.on_gone: Callable[[], None] = lambda: None
         self.gone = False
+        self.tells_beginnings = False  # of runs, once it is ready
         self.killed_by_guard = False
         self.pid = 0
         self._starter = starter

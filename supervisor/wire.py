@@ -6,7 +6,7 @@
         | -- Trust(until) --------------------------->   |   where there is no guard: end yourself by then
         | == Window([Execute(number, ...), ...]) =====>  |   to be taken one after the other
         | == a permit for each of them ===============>  |   from where it is taken on the attempt counts
-        | <-------------------- Began(number, ...) ----  |   of a run that is not expected to be short, or traced
+        | <-------------------- Began(number, ...) ----  |   of a run that is traced
         | -- Cancel(number) ------------------------->   |   please leave; force follows
         | <------------------- Succeeded(number, ...) -  |   one of the two
         | <---------------------- Failed(number, ...) -  |
@@ -82,8 +82,8 @@ class Execute(Struct, frozen=True, tag="execute", array_like=True, omit_defaults
     address_space_limit: int | None = None
     """In bytes, while the run lasts."""
     short: bool = False
-    """Others may follow at once: the reply is to hold what the run has written, for nobody else could tell whose it is,
-    and that it has begun need not be said, unless it is traced."""
+    """Others may follow at once: the reply is to hold what the run has written, for nobody else could tell whose it
+    is."""
 
 
 class Follows(Struct, frozen=True, tag="follows", array_like=True):
@@ -123,11 +123,14 @@ class BootFailed(Struct, frozen=True, tag="boot_failed"):
 
 
 class Ready(Struct, frozen=True, tag="ready"):
+    """`tells_beginnings`: of each run, for it is traced. Else the supervisor sees which orders were taken."""
+
     job_names: list[str]
+    tells_beginnings: bool = False
 
 
 class Began(Struct, frozen=True, tag="began"):
-    """From here on the attempt counts: the job's code may have run. Ids of the trace, if there is one; what CPU time
+    """The job's code is about to run, and is traced: the ids of the trace, if there is one; what CPU time
     the child has used before, for what it uses from here on is the attempt's; and when that is, by the clock of
     `leases.boottime`, for what it has started since is the attempt's too."""
 

@@ -80,6 +80,7 @@ class ShortChild:
 
     pid = 1
     gone = False
+    tells_beginnings = False
 
     def __init__(self, room_for: int = 1_000) -> None:
         self.waiting: list[wire.Execute] = []

@@ -8,6 +8,7 @@ from pool_parts import WINDOWS, ShortChild, ShortParts, ids
 from durablestack.events import EventType
 from durablestack.runs import Cancelled, Failed, Released, Run, Succeeded
 from durablestack.supervisor import wire
+from durablestack.supervisor.bus import Course
 from durablestack.supervisor.process import Death
 from durablestack.supervisor.verdict import Ending
 
@@ -127,6 +128,59 @@ async def test_room_behind_a_run_comes_back_when_what_was_to_wait_there_could_no
     assert ids(parts.has(parts.executor)) == [front.id]
     does_all(parts)
     assert parts.pool.take_room(2).behind == 1
+
+
+# --- a run that takes its time
+
+
+def given_one_that_takes_its_time(parts: ShortParts) -> Run:
+    run = parts.claimed(job_name="long job")
+    parts.pool.hand_out(parts.pool.take_room(1), [run])
+    return run
+
+
+async def test_that_it_begins_is_told_when_its_child_gets_it_and_known_when_it_is_taken() -> None:
+    parts = ShortParts(1)
+    run = given_one_that_takes_its_time(parts)
+    assert parts.told == [(EventType.JOB_STARTED, run.id)]
+    assert parts.executor.measure() is None
+    order = parts.takes(parts.executor)
+    assert parts.executor.measure() is not None
+    parts.succeeds(parts.executor, order)
+    assert parts.told == [(EventType.JOB_STARTED, run.id)]
+    assert how_each_ended(parts, [run]) == [[Succeeded]]
+
+
+async def test_a_child_that_traces_says_so_itself_with_the_ids_of_the_trace() -> None:
+    parts = ShortParts(1)
+    parts.children[0].tells_beginnings = True
+    run = given_one_that_takes_its_time(parts)
+    order = parts.takes(parts.executor)
+    assert parts.told == []
+    parts.executor._on_replies([wire.Began(order.number, "a" * 32, "b" * 16)])
+    assert parts.told == [(EventType.JOB_STARTED, run.id)]
+    assert parts.executor.line.in_hand is not None
+    assert parts.executor.line.in_hand.course == Course(None, "a" * 32, "b" * 16)
+
+
+async def test_one_that_its_dead_child_had_taken_is_to_blame() -> None:
+    parts = ShortParts(1)
+    run = given_one_that_takes_its_time(parts)
+    parts.takes(parts.executor)
+    parts.dies(parts.executor)
+    assert how_each_ended(parts, [run]) == [[Failed]]
+
+
+async def test_one_that_its_dead_child_had_not_taken_waits_for_the_next_and_is_told_once() -> None:
+    parts = ShortParts(1)
+    run = given_one_that_takes_its_time(parts)
+    parts.dies(parts.executor)
+    assert ids(parts.has(parts.executor)) == [run.id]
+    assert parts.recorded == []
+    parts.gets(parts.executor, ShortChild())
+    parts.succeeds(parts.executor, parts.takes(parts.executor))
+    assert how_each_ended(parts, [run]) == [[Succeeded]]
+    assert parts.began(run.id) == 1
 
 
 # --- a child dies
