@@ -234,10 +234,13 @@ def test_a_guard_that_is_killed_costs_no_run_and_its_successor_knows_the_runs_in
 def test_an_event_loop_that_is_blocked_for_two_leases_loses_none(sqlite_bench: Bench, guard: str) -> None:
     block_for = sqlite_bench.folder / "block-for"
     settings = {"BLOCK_FOR": str(block_for), "DURABLESTACK__GUARD": guard}
-    worker = sqlite_bench.worker("--lease-duration-seconds", "2", settings=settings, target="blocking_jobs")
-    run_id = sqlite_bench.client.enqueue("sleeps", {"seconds": 4.5})
+    lease_seconds = 5  # of one of 2 seconds the trust is over when a disk takes 0.6 to write a heartbeat
+    worker = sqlite_bench.worker(
+        "--lease-duration-seconds", str(lease_seconds), settings=settings, target="blocking_jobs"
+    )
+    run_id = sqlite_bench.client.enqueue("sleeps", {"seconds": 2.1 * lease_seconds})
     sqlite_bench.until_noted(run_id, "start")
-    block_for.write_text("4")
+    block_for.write_text(str(2 * lease_seconds))
     run = sqlite_bench.until(run_id, RunStatus.SUCCEEDED)
     assert not block_for.exists(), "the loop was to be blocked"
     assert run.attempt == 1
