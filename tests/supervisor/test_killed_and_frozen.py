@@ -168,9 +168,9 @@ def test_what_a_child_finished_while_its_supervisor_was_frozen_too_long_is_refus
 
 
 def test_a_run_longer_than_its_lease_keeps_it(any_bench: Bench) -> None:
-    any_bench.worker("--lease-duration-seconds", "1")
-    any_bench.worker("--lease-duration-seconds", "1")
-    run_id = any_bench.client.enqueue("sleeps", {"seconds": 4.0})
+    for _ in range(2):
+        any_bench.worker("--lease-duration-seconds", "3")
+    run_id = any_bench.client.enqueue("sleeps", {"seconds": 8.0})
     assert any_bench.until(run_id, RunStatus.SUCCEEDED).attempt == 1
     assert any_bench.executions()[run_id] == 1
 
