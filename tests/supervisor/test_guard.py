@@ -234,7 +234,7 @@ def test_a_guard_that_is_killed_costs_no_run_and_its_successor_knows_the_runs_in
 def test_an_event_loop_that_is_blocked_for_two_leases_loses_none(sqlite_bench: Bench, guard: str) -> None:
     block_for = sqlite_bench.folder / "block-for"
     settings = {"BLOCK_FOR": str(block_for), "DURABLESTACK__GUARD": guard}
-    lease_seconds = 5  # of one of 2 seconds the trust is over when a disk takes 0.6 to write a heartbeat
+    lease_seconds = 5  # of one of 2 seconds the trust is over when a heartbeat is late by 0.6
     worker = sqlite_bench.worker(
         "--lease-duration-seconds", str(lease_seconds), settings=settings, target="blocking_jobs"
     )
