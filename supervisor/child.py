@@ -181,15 +181,16 @@ class _Work:
         while (taken := self._orders.take()) is not None:
             self._written.take()  # what was written between two runs belongs to neither
             while taken is not None:
+                latest, cancel_flag = taken
                 some_follow = self._orders.some_follow
-                reply = self._execute(*taken, closely=not some_follow)
+                reply = self._execute(latest, cancel_flag, closely=not some_follow)
                 self._pipe.send(reply)
                 if reply.retires:
                     self._orders.wait_stopped()
                     return
                 taken = self._orders.waiting()
             if some_follow and (left := self._application.residue.found):  # so it seemed, and they were taken back
-                self._pipe.send(wire.Spoilt(left))
+                self._pipe.send(wire.Spoilt(left, latest.run_id, latest.job_name))
                 self._orders.wait_stopped()
                 return
 

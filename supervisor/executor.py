@@ -208,8 +208,8 @@ class Executor:
                 self._on_beginning(held, reply)
             case wire.Ready():
                 self._boot.on_ready(reply)
-            case wire.Spoilt(left=left):
-                self._on_spoilt(left)
+            case wire.Spoilt():
+                self._on_spoilt(reply)
             case wire.BootFailed():
                 self._boot.on_failure(reply)
             case _:
@@ -244,12 +244,13 @@ class Executor:
         else:
             self._slots.idle(self)
 
-    def _on_spoilt(self, left: Sequence[str]) -> None:
+    def _on_spoilt(self, spoilt: wire.Spoilt) -> None:
         """What it was given meanwhile is for the next child."""
         child = self.line.child
         if child is None or self._leaving:
             return
-        log.info("child %d is replaced for what a run has left: left=%s", child.pid, ", ".join(left))
+        latest = f"latest_run_id={spoilt.run_id} latest_job_name={spoilt.job_name}"
+        log.info("child %d is replaced for what a run has left: %s left=%s", child.pid, latest, ", ".join(spoilt.left))
         self._slots.busy_or_gone(self)
         self.line.retiring = True
         self.line.take_back()

@@ -69,10 +69,10 @@ class Orders:
             OrdersLost: none can come any more.
         """
         while True:
+            self._wait()
             is_last_look = self._stopped.is_set()
             if (taken := self.waiting()) is not None or is_last_look:
                 return taken
-            self._wait()
 
     @property
     def some_follow(self) -> bool:

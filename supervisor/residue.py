@@ -58,7 +58,8 @@ class Residue:
     def found(self) -> tuple[str, ...]:
         """What is not as it was, in words. No run is under way."""
         self._looked_at = perf_counter()
-        return self._found(while_running=False)
+        is_as_it_was = self._is_as_it_was_at_a_glance() and self._is_as_it_was_closely()
+        return () if is_as_it_was else self._found(while_running=False)
 
     def found_between(self, now: float) -> tuple[str, ...]:
         """The same, where another run follows at once; `now` is of `perf_counter`.
@@ -73,7 +74,7 @@ class Residue:
         """From here on this is how it is to be."""
         self._looked_at, self._threads = perf_counter(), _thread._count()
         self._umask, self._is_alone = _umask(), not _has_processes()
-        self._glance = _glance(self._loop)
+        self._glance, self._close_look = _glance(self._loop), _close_look()
         self._ready = _look(self._loop, self._umask)
 
     @contextmanager
@@ -96,7 +97,7 @@ class Residue:
             return (f"what raises {type(error).__name__}"[:50],)
 
     def _is_as_it_was_at_a_glance(self) -> bool:
-        """Whether all is but what takes a closer look. If not, that may say that it still is."""
+        """Whether all is but what takes a closer look. If not, to look at all may say that it still is."""
         ready = self._ready
         try:
             return (
@@ -108,7 +109,13 @@ class Residue:
                 and _is_alone_still()
                 and _umask_if(self._umask) == self._umask
             )
-        except BaseException:  # a closer look tells what it is
+        except BaseException:  # to look at all tells what it is
+            return False
+
+    def _is_as_it_was_closely(self) -> bool:
+        try:
+            return _close_look() == self._close_look
+        except BaseException:
             return False
 
 
@@ -141,14 +148,24 @@ def _glance(loop: asyncio.AbstractEventLoop) -> tuple[object, ...]:
     )
 
 
+_CLOSELY = ("real-time signals", "resource limits", "descriptors", "threads")
+
+
+def _close_look() -> tuple[object, ...]:
+    """What takes longer to tell."""
+    return (
+        [*map(_signal.getsignal, _REAL_TIME_SIGNALS)],
+        [*map(resource.getrlimit, _LIMITS)],
+        (open_file(1), open_file(2)),
+        _threads(),
+    )
+
+
 def _look(loop: asyncio.AbstractEventLoop, umask: int | None) -> dict[str, object]:
     """All of it."""
     return {
         **dict(zip(_AT_A_GLANCE, _glance(loop), strict=True)),
-        "real-time signals": [*map(_signal.getsignal, _REAL_TIME_SIGNALS)],
-        "resource limits": [*map(resource.getrlimit, _LIMITS)],
-        "descriptors": (open_file(1), open_file(2)),
-        "threads": _threads(),
+        **dict(zip(_CLOSELY, _close_look(), strict=True)),
         PROCESSES: {*children(os.getpid())} if _has_processes() else set(),
         "environment": {**_variables()},
         "umask": umask,

@@ -187,9 +187,12 @@ class Failed(Struct, frozen=True, tag="failed", omit_defaults=True):
 
 
 class Spoilt(Struct, frozen=True, tag="spoilt"):
-    """Of a child that has no run: it is not as it was, and one of the latest runs has left it so."""
+    """Of a child that has no run: it is not as it was, and one of the latest runs has left it so, of which this was the
+    last."""
 
     left: Left
+    run_id: UUID
+    job_name: str
 
 
 Order = Execute | Window | Cancel | Stop | Trust

@@ -1,5 +1,7 @@
 """The runs that a child was given: what becomes of each, whatever the child took of them, and however it goes on."""
 
+from uuid import uuid4
+
 import anyio
 import pytest
 from msgspec.structs import replace
@@ -15,6 +17,7 @@ from durablestack.supervisor.verdict import Ending
 pytestmark = pytest.mark.anyio
 
 OVERDUE_SECONDS = 0.06
+SPOILT = wire.Spoilt(("resource limits",), uuid4(), "short")
 
 
 def given(parts: ShortParts, count: int) -> list[Run]:
@@ -361,7 +364,7 @@ async def test_a_child_that_is_spoilt_is_replaced_and_the_next_one_gets_what_it_
     does_all(parts)
     runs = given(parts, 8)
     front, *behind = parts.has(first)
-    first._on_reply(wire.Spoilt(("resource limits",)))
+    first._on_reply(SPOILT)
     assert parts.children[0].sent == [wire.Stop()]
     assert not parts.children[0].waiting
     assert ids(parts.has(first)) == [front.id]
@@ -378,7 +381,7 @@ async def test_a_spoilt_child_that_has_nothing_to_do_is_given_nothing_any_more()
     parts = ShortParts(1)
     given(parts, 2)
     does_all(parts)
-    parts.executor._on_reply(wire.Spoilt(("resource limits",)))
+    parts.executor._on_reply(SPOILT)
     assert parts.pool.take_room(10).size == 0
     parts.dies(parts.executor, Death(0))
     assert parts.pool.children_lost == 0
@@ -389,7 +392,7 @@ async def test_a_spoilt_child_that_has_nothing_to_do_is_given_nothing_any_more()
 async def test_what_is_handed_out_to_a_child_that_was_found_spoilt_meanwhile_is_done_by_the_next_one() -> None:
     parts = ShortParts(1)
     room, runs = parts.pool.take_room(3), parts.claims(3)
-    parts.executor._on_reply(wire.Spoilt(("resource limits",)))
+    parts.executor._on_reply(SPOILT)
     parts.pool.hand_out(room, runs)
     assert not parts.children[0].waiting
     parts.dies(parts.executor, Death(0))
@@ -404,7 +407,7 @@ async def test_a_child_that_is_to_leave_is_given_nothing_however_long_it_takes(r
     parts = ShortParts(1, room_for=0 if reason == "it has no room" else 1_000)
     child, (run,) = parts.children[0], given(parts, 1)
     if reason == "it is spoilt":
-        parts.executor._on_reply(wire.Spoilt(("resource limits",)))
+        parts.executor._on_reply(SPOILT)
     assert child.sent == [wire.Stop()]
     given_before = len(child.windows)
     for looks in range(1, 5):

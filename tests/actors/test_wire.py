@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from itertools import pairwise
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
 import pytest
@@ -39,7 +39,7 @@ REPLIES: list[wire.Reply] = [
     wire.Succeeded(3, seconds=0.25, stdout=b"said \xff", stderr=b"e" * wire.OUTPUT_BYTES_MAX),
     wire.Failed(1, "ValueError", "no", "Traceback"),
     wire.Failed(2, "", "", "", retryable=False, retry_after_seconds=0.25, retires=True),
-    wire.Spoilt(("resource limits", "descriptors")),
+    wire.Spoilt(("resource limits", "descriptors"), uuid4(), "send-email"),
     wire.Failed(3, "x" * 200, "y" * 2_000, "\U0010ffff" * 16_384, retry_after_seconds=wire.RETRY_AFTER_SECONDS_MAX),
 ]
 
