@@ -51,7 +51,7 @@ class Capture:
     def take(self) -> str | None:
         """What was written since the last time, cleaned; None if nothing was."""
         self._drain()
-        return self._taken()
+        return self._taken() if self.has_some else None
 
     def take_with(self, received: bytes) -> str | None:
         """What was written since the last time, of which somebody else has read the end; what comes after it stays."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import select
 from collections.abc import Callable
-from contextlib import closing
 from typing import Any, TypeVar, TypeVarTuple
 
 import anyio
@@ -42,27 +41,24 @@ async def ask_store(
 
 
 async def ask_store_in_steps(steps: Steps[Result], *, begun: Callable[[], None] = _nothing) -> Result:
-    """The same without a thread, as far as there is nothing to do but to wait: to wake one takes as long as to ask."""
-    with closing(steps):
-        scope = anyio.CancelScope(shield=True)
-        with scope:
-            result = await _take(steps, begun)
-    return result
+    """The same without a thread, as far as there is nothing to do but to wait: to wake one takes as long as to ask.
 
-
-async def _take(steps: Steps[Result], begun: Callable[[], None]) -> Result:
+    In a task that nobody cancels.
+    """
     answer: Any = None
-    while True:
-        try:
+    try:
+        while True:
             step = steps.send(answer)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
-        if isinstance(step, Wait):
-            begun()
-            answer = await _has_come(step)
-        else:
-            answer = await ask_store(step, begun=begun)
+            if isinstance(step, Wait):
+                begun()
+                answer = await _has_come(step)
+            else:
+                answer = await ask_store(step, begun=begun)
+    except StopIteration as end:
+        result: Result = end.value
+        return result
+    finally:
+        steps.close()
 
 
 async def _has_come(wait: Wait) -> bool:
@@ -73,8 +69,9 @@ async def _has_come(wait: Wait) -> bool:
         if not future.done():
             future.set_result(has_come)
 
+    writes = wait.events & select.POLLOUT
     loop.add_reader(wait.fd, end, True)
-    if wait.events & select.POLLOUT:
+    if writes:
         loop.add_writer(wait.fd, end, True)
     timeout = loop.call_later(wait.seconds, end, False)
     try:
@@ -82,7 +79,8 @@ async def _has_come(wait: Wait) -> bool:
     finally:
         timeout.cancel()
         loop.remove_reader(wait.fd)
-        loop.remove_writer(wait.fd)
+        if writes:
+            loop.remove_writer(wait.fd)
 
 
 def _telling(begun: Callable[[], None], call: Callable[[*Arguments], Result]) -> Callable[[*Arguments], Result]:

@@ -120,6 +120,8 @@ class Guard:
         if ward.until < ward.told or threading.get_ident() != self._loop_thread:
             self._process.send(ward.deadline())
             return
+        if ward in self._untold:  # what the guard believes in is what it was then
+            return
         self._untold.add(ward)
         self._tell_all_by(min(_TELL_WITHIN_SECONDS, (ward.told - guard.boottime()) * _TELL_WITHIN_RATIO))
 

@@ -139,9 +139,9 @@ class Line:
 
     def _look_at_child(self, held: InHand, child: ChildProcess) -> None:
         """What it had used before is not the run's."""
-        process = None if child.gone else usage.look(child.pid)
-        if process is not None:
-            held.cpu_before = (process.user_cpu_seconds, process.system_cpu_seconds)
+        used = None if child.gone else usage.cpu_seconds(child.pid)
+        if used is not None:
+            held.cpu_before = used
 
     def _withdraw(self, lease: Lease) -> None:
         held = self._delivery.withdraw(lease)

@@ -30,6 +30,7 @@ from .ended import Ended
 from .executor import Executor
 from .in_hand import Assignment, InHand
 from .leases import LeaseTable
+from .line import Line
 from .process import ChildProcess, Death
 from .restarts import Restarts
 from .slots import Limits
@@ -59,6 +60,9 @@ class Room(Struct, frozen=True):
     @property
     def size(self) -> int:
         return len(self.idle) + self.behind
+
+
+NO_ROOM = Room([], 0)
 
 
 class Pool:
@@ -98,6 +102,7 @@ class Pool:
         self._lets_wait = True
         self._some_wait = asyncio.Event()
         self._idle: deque[Executor] = deque()
+        self._fed: list[Line] = []  # what they were given is to be delivered
         self._some_room = asyncio.Event()
         self._some_short = asyncio.Event()
         self._no_more_room_soon: asyncio.Event | None = None
@@ -146,7 +151,7 @@ class Pool:
     def take_room(self, at_most: int) -> Room:
         """The room that there is for runs, if there is any; `hand_out` is to follow."""
         if not self.has_room:
-            return Room([], 0)
+            return NO_ROOM
         idle = [self._idle.popleft() for _ in range(min(at_most, len(self._idle)))]
         return Room(idle, min(at_most - len(idle), self._room_behind(len(idle))))
 
@@ -172,7 +177,9 @@ class Pool:
     def room_after(self, rooms: Collection[Room], at_most: int) -> Room:
         """For how many more runs there will be room, once as many as fit have been handed out into these. Until the
         database has answered children will have done as much again."""
-        idle, behind = sum(len(room.idle) for room in rooms), sum(room.behind for room in rooms)
+        if self._windows.size == 1:
+            return NO_ROOM
+        idle, behind = sum([len(room.idle) for room in rooms]), sum([room.behind for room in rooms])
         return Room([], max(0, min(at_most, self._room_behind(idle, times=_BY_THE_ANSWER) - behind)))
 
     def hand_out(self, room: Room, runs: Sequence[Run], passed_over: int = 0) -> None:
@@ -206,14 +213,16 @@ class Pool:
         return without_place
 
     def _deliver(self) -> None:
-        for executor in self.executors:
-            executor.line.deliver()
+        fed, self._fed = self._fed, []
+        for line in fed:
+            line.deliver()
         self._count_waiting()
 
     def _place_behind(self, assignments: Sequence[Assignment]) -> int:
         """Evenly over those that let others follow; nothing is sent yet. Return for how many there is no room."""
         lines = [executor.line for executor in self.executors if executor.line.lets_follow]
         lines.sort(key=lambda line: len(line.behind))
+        self._fed += lines
         waiting = deque[Assignment]()
         without_place: list[Assignment] = []
         for assignment in assignments:
@@ -228,9 +237,8 @@ class Pool:
         return len(without_place) + len(waiting)
 
     def _count_waiting(self) -> None:
-        self._waiting = sum(executor.behind for executor in self.executors)
+        self._waiting = sum([len(executor.line.behind) for executor in self.executors])
         self._waiting_min = (self._waiting + self._room_behind(0)) // 2
-        self._some_short.set()
         if self._waiting:
             self._some_wait.set()
 
@@ -251,6 +259,7 @@ class Pool:
     def _assign(self, executor: Executor, assignment: Assignment) -> None:
         self.busy_or_gone(executor)  # its child may have been replaced since the token was taken, which made another
         executor.line.assign(assignment)
+        self._fed.append(executor.line)
         if assignment.short:
             self._some_short.set()
 

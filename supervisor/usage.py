@@ -9,7 +9,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from time import perf_counter  # a job may put something else in its place
 
@@ -242,18 +242,32 @@ def children(pid: int) -> Iterator[int]:
 
 def look(pid: int) -> Process | None:
     """None if there is no such process."""
-    fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    fields = _fields(pid)
     if not fields:
         return None
-    user, system, user_of_others, system_of_others = (int(field) / _TICKS_PER_SECOND for field in fields[11:15])
     return Process(
         pid,
         fields[0].decode(),
         int(fields[19]) / _TICKS_PER_SECOND,
         int(fields[21]) * _PAGE_BYTES,
-        user + user_of_others,
-        system + system_of_others,
+        *_cpu_seconds_in(fields),
     )
+
+
+def cpu_seconds(pid: int) -> tuple[float, float] | None:
+    """User's and system's, as in `look`, and quicker."""
+    fields = _fields(pid)
+    return _cpu_seconds_in(fields) if fields else None
+
+
+def _fields(pid: int) -> list[bytes]:
+    """What the kernel tells of a process, after its name; empty if there is no such process."""
+    return _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+
+
+def _cpu_seconds_in(fields: Sequence[bytes]) -> tuple[float, float]:
+    user, system, user_of_others, system_of_others = map(int, fields[11:15])
+    return (user + user_of_others) / _TICKS_PER_SECOND, (system + system_of_others) / _TICKS_PER_SECOND
 
 
 def catches(pid: int, number: int) -> bool:

@@ -78,20 +78,3 @@ async def test_a_call_is_made_in_a_thread_and_its_error_is_that_of_the_steps() -
 
     with pytest.raises(StoreError, match="cannot be done"):
         await ask_store_in_steps(in_one(fails), begun=nothing)
-
-
-async def test_steps_that_are_under_way_are_taken_to_their_end_whoever_does_not_want_to_wait(
-    pair: tuple[socket.socket, socket.socket],
-) -> None:
-    ours, theirs = pair
-    reading = Reading(ours)
-    answers: list[bytes | None] = []
-    with anyio.CancelScope() as scope:
-
-        def cancel() -> None:
-            scope.cancel()
-            theirs.send(b"late")
-
-        answers.append(await ask_store_in_steps(reading.steps(), begun=cancel))
-    assert answers == [b"late"]
-    assert reading.closed

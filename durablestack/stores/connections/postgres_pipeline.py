@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -78,13 +78,15 @@ class Keeper:
 
 
 class _Asked:
-    """A statement that was put into the pipeline, and its answer once that was read."""
+    """A statement that was put into the pipeline, its answer once that was read, and the rows of it once they were
+    loaded."""
 
-    __slots__ = ("keeps", "result")
+    __slots__ = ("keeps", "result", "rows")
 
     def __init__(self, keeps: _Key | None) -> None:
         self.keeps = keeps
         self.result: PGresult | None = None
+        self.rows: list[Row] | None = None
 
 
 class Pipeline:
@@ -106,17 +108,17 @@ class Pipeline:
         self._pgconn: PGconn = connection.pgconn
         self._keeper = keeper
         self._adapters = Transformer(connection)
+        self._encoding: str = connection.info.encoding
         self._pending: deque[_Asked] = deque()
-        self._asked: list[Callable[[], list[Row]]] = []
+        self._asked: list[_Asked] = []
         self._bytes_unsent = 0
 
     # --- the transaction
 
     def ask(self, statement: str, parameters: Mapping[str, Any]) -> Callable[[], list[Row]]:
         asked = self._put(statement, parameters)
-        answer = cache(lambda: self._rows(asked))
-        self._asked.append(answer)
-        return answer
+        self._asked.append(asked)
+        return lambda: self._rows(asked)
 
     def fetch(self, statement: str, parameters: Mapping[str, Any]) -> list[Row]:
         return self._rows(self._put(statement, parameters))
@@ -135,7 +137,7 @@ class Pipeline:
         wait_here(self._synchronises())  # within a pipeline there is no way to
         cursor = self._connection.cursor()
         with cursor.copy(statement) as copy:
-            for portion in portions(self._connection.info.encoding):
+            for portion in portions(self._encoding):
                 copy.write(portion)
 
     # --- its end
@@ -163,8 +165,8 @@ class Pipeline:
             if last is None or last.result is None:
                 raise
             self._connection.close()  # it is committed, whatever became of the session after that
-        for answer in self._asked:
-            answer()
+        for asked in self._asked:
+            self._rows(asked)
 
     def _synchronises(self) -> Waits[None]:
         if self._pgconn.pipeline_status == PipelineStatus.OFF:
@@ -184,7 +186,6 @@ class Pipeline:
 
     def leave(self) -> None:
         """However it has ended: out of the pipeline, or out of the connection."""
-        self._asked.clear()  # each of them knows us, and would keep us with all rows until garbage is collected
         if self._waits:
             with suppress(psycopg.Error):
                 wait_here(self._synchronises())
@@ -194,7 +195,7 @@ class Pipeline:
     # --- sending
 
     def _put(self, statement: str, parameters: Mapping[str, Any]) -> _Asked:
-        command, names = _numbered(statement, self._connection.info.encoding)
+        command, names = _numbered(statement, self._encoding)
         adapters = self._adapters
         values = adapters.dump_sequence([parameters[name] for name in names], [PyFormat.AUTO] * len(names))
         types, formats = adapters.types or (), adapters.formats
@@ -243,9 +244,11 @@ class Pipeline:
     # --- reading
 
     def _rows(self, asked: _Asked) -> list[Row]:
-        result = self._read(asked)
-        self._adapters.set_pgresult(result)
-        return self._adapters.load_rows(0, result.ntuples, tuple)
+        if asked.rows is None:
+            result = self._read(asked)
+            self._adapters.set_pgresult(result)
+            asked.rows = self._adapters.load_rows(0, result.ntuples, tuple)
+        return asked.rows
 
     def _read(self, asked: _Asked) -> PGresult:
         if asked.result is None:
@@ -266,7 +269,7 @@ class Pipeline:
     def _error_of(self, result: PGresult) -> psycopg.Error:
         if result.status == ExecStatus.PIPELINE_ABORTED:
             return psycopg.errors.PipelineAborted("pipeline aborted")
-        return psycopg.errors.error_from_result(result, self._connection.info.encoding)
+        return psycopg.errors.error_from_result(result, self._encoding)
 
     def _next_result(self) -> Waits[PGresult]:
         """Without the nothing that follows each one.
