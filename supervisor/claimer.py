@@ -263,6 +263,7 @@ class Claimer:
             self._failed(error)
             return Claimed([], [])
         self._answered()
+        await self._completer.has_told(claimed.runs)
         self._tell_expired(claimed.expired)
         self._leases.hold((run.lease for run in claimed.runs), asked_at, self._lease_duration)
         if claimed.runs:

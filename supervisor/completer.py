@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 _BATCH_SIZE_MAX = 500
 _BACKOFF_SECONDS_FIRST = 0.1
 _BACKOFF_SECONDS_MAX = 3.0
+_TOLD_WITHIN_SECONDS = 1.0
 
 
 class Counts(Struct):
@@ -80,6 +81,8 @@ class Completer:
         # bounded by the claimer, which claims nothing while there is no room
         self._waiting: list[Told] = []
         self._on_the_way = 0
+        self._given_back = set[int]()  # of those on the way, by number: who may be claimed anew before we are answered
+        self._answered = asyncio.Event()
         self._refused = False
         self._more = asyncio.Event()
         self._room = asyncio.Event()
@@ -121,13 +124,18 @@ class Completer:
     def _begin_batch(self) -> list[Told]:
         batch = self._next_batch()
         self._on_the_way += len(batch)
+        self._given_back |= _given_back(batch)
         return batch
+
+    def _end_batch(self, batch: Sequence[Told]) -> None:
+        self._on_the_way -= len(batch)
+        if self._given_back:
+            self._given_back -= _given_back(batch)
+            self._answered.set()
 
     def written(self, batch: Sequence[Told], recorded: Mapping[UUID, RunStatus]) -> None:
         """The database has answered: the runs whose outcome it took, and what they are now."""
-        self._on_the_way -= len(batch)
         self._leases.drop([outcome.lease for _, outcome, _ in batch])
-        self._room.set()
         for run, outcome, course in batch:
             status = recorded.get(run.id)
             if status is RunStatus.SUCCEEDED:
@@ -135,14 +143,27 @@ class Completer:
             else:
                 self._tell(run, outcome, course, status)
             self.on_recorded(run)
+        self._end_batch(batch)
+        self._room.set()
 
     def put_back(self, batch: Sequence[Told], *, refused: bool = False) -> None:
         """It could not be written. `refused`: one of them is the reason, which is to be found out before there are
         others."""
         self._refused = self._refused or (refused and bool(batch))
-        self._on_the_way -= len(batch)
+        self._end_batch(batch)
         self._waiting = [*batch, *self._waiting]
         self._more.set()
+
+    async def has_told(self, runs: Sequence[Run]) -> None:
+        """Wait a moment for what is on its way of these runs: that they were given back is told before it is that they
+        are claimed anew."""
+        if not self._given_back:
+            return
+        numbers = {run.id.int for run in runs}
+        with anyio.move_on_after(_TOLD_WITHIN_SECONDS):
+            while not numbers.isdisjoint(self._given_back):
+                self._answered = asyncio.Event()
+                await self._answered.wait()
 
     def look(self) -> None:
         """Perhaps nobody comes by any more."""
@@ -236,6 +257,11 @@ class Completer:
                 self.counts.cancelled += 1
                 log.info("run cancelled: %s", names)
                 self._emit(EventType.JOB_CANCELLED, run, course=course, message=CANCELLED_MESSAGE)
+
+
+def _given_back(batch: Sequence[Told]) -> set[int]:
+    """The runs that may be claimed anew, by the number that the id of each is."""
+    return {run.id.int for run, outcome, _ in batch if not isinstance(outcome, Succeeded)}
 
 
 def _names(run: Run) -> str:

@@ -132,10 +132,12 @@ class Desk:
     """A completer that may be full, and may have something to write."""
 
     def __init__(self) -> None:
-        self.free = anyio.Event()
+        self.free, self.told = anyio.Event(), anyio.Event()
         self.free.set()
+        self.told.set()
         self.waiting: list[tuple[Run, Outcome, Course]] = []
         self.written_by_claimer: list[tuple[Run, Outcome, Course]] = []
+        self.asked_about: list[Run] = []
         self.looks = 0
 
     @property
@@ -155,6 +157,10 @@ class Desk:
 
     def put_back(self, batch: Sequence[tuple[Run, Outcome, Course]], *, refused: bool = False) -> None:
         self.waiting = [*batch, *self.waiting]
+
+    async def has_told(self, runs: Sequence[Run]) -> None:
+        self.asked_about += runs
+        await self.told.wait()
 
     def look(self) -> None:
         self.looks += 1
@@ -210,6 +216,17 @@ async def test_no_more_is_claimed_than_executors_are_idle() -> None:
     assert [claim.batch_size for claim in hall.store.claims] == [3]
     assert [executor for executor, _ in hall.pool.assigned] == [0, 1, 2]
     assert hall.pool.idle == []
+
+
+async def test_a_run_is_told_as_claimed_once_it_is_told_that_it_was_given_back_before() -> None:
+    hall = Hall(Backlog(1), idle=1)
+    hall.room.told = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(hall.step)
+        await until(lambda: hall.room.asked_about)
+        assert (hall.told, hall.pool.assigned) == ([], [])
+        hall.room.told.set()
+    assert [event_type for event_type, _ in hall.told] == [EventType.JOB_CLAIMED]
 
 
 async def test_no_more_is_claimed_than_the_batch_size() -> None:

@@ -429,3 +429,33 @@ async def test_of_two_attempts_at_one_run_only_the_first_is_taken_along() -> Non
     desk.completer.record([(again, succeeded(again), Course(1.5))])
     assert [outcome for _, outcome, _ in desk.completer.take()] == [first]
     assert [run for run, _, _ in desk.completer.take()] == [again]
+
+
+async def test_that_a_run_was_given_back_is_told_before_whoever_has_claimed_it_anew_goes_on() -> None:
+    desk = Desk(Recorder())
+    outcome = desk.record(lambda run: Released(run.lease))
+    batch = desk.completer.take()
+    (run,) = [run for run, _, _ in batch]
+    went_on: list[list[str]] = []
+
+    async def claims(runs: Sequence[Run]) -> None:
+        await desk.completer.has_told(runs)
+        went_on.append([event_type for event_type, _ in desk.told])
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(claims, [leased_run()])
+        tasks.start_soon(claims, [leased_run(), run])
+        await anyio.wait_all_tasks_blocked()
+        assert went_on == [[]], "another run is waited for by nobody"
+        desk.completer.written(batch, {outcome.lease.run_id: RunStatus.PENDING})
+    assert went_on == [[], [EventType.JOB_RELEASED]]
+
+
+async def test_nobody_waits_for_what_could_not_be_written() -> None:
+    desk = Desk(Recorder())
+    desk.record(lambda run: Released(run.lease))
+    batch = desk.completer.take()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(desk.completer.has_told, [run for run, _, _ in batch])
+        await anyio.wait_all_tasks_blocked()
+        desk.completer.put_back(batch)
