@@ -237,7 +237,7 @@ class Pool:
         return len(without_place) + len(waiting)
 
     def _count_waiting(self) -> None:
-        self._waiting = sum([len(executor.line.behind) for executor in self.executors])
+        self._waiting = sum([executor.behind for executor in self.executors])
         self._waiting_min = (self._waiting + self._room_behind(0)) // 2
         if self._waiting:
             self._some_wait.set()
