@@ -117,6 +117,7 @@ async def test_a_limit_that_a_run_has_spoilt_is_met_by_none_of_those_that_were_t
     assert watched.behind_max > 0
     found = [message for message in caplog.messages if "is replaced for what a run has left" in message]
     assert found, "this proves nothing otherwise"
+    assert all(any(f"run_id={run_id} " in message for run_id in run_ids) for message in found)
 
 
 # --- what is not read
