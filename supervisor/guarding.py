@@ -118,9 +118,10 @@ class Guard:
         if self._process is None or ward.until == ward.told:
             return
         if ward.until < ward.told or threading.get_ident() != self._loop_thread:
+            self._untold.discard(ward)  # when it was to be told was reckoned from another deadline
             self._process.send(ward.deadline())
             return
-        if ward in self._untold:  # what the guard believes in is what it was then
+        if ward in self._untold:
             return
         self._untold.add(ward)
         self._tell_all_by(min(_TELL_WITHIN_SECONDS, (ward.told - guard.boottime()) * _TELL_WITHIN_RATIO))
@@ -212,6 +213,7 @@ class Guard:
             raise GuardDied(f"it did not come up: {how}")
         with self._lock:
             self._process = process
+            self._untold.clear()
             for ward in self._wards.values():
                 if ward.child.pidfd is not None:
                     process.send(ward.adoption(), ward.child.pidfd)

@@ -174,6 +174,22 @@ async def test_a_deadline_that_is_near_is_put_off_before_those_that_are_far_off(
         guard.forget(child)
 
 
+async def test_a_deadline_that_is_near_is_put_off_though_one_of_the_same_child_was_far_off(
+    guard: Guard, start: Start
+) -> None:
+    child = start()
+    guard.adopt(child)
+    guard.trust_until(child, boottime() + FAR_OFF_SECONDS)
+    guard.trust_until(child, None)
+    due_at = boottime() + 0.5
+    guard.trust_until(child, due_at)
+    guard.trust_until(child, None)
+    await anyio.sleep(due_at - boottime())
+    await all_was_heard(guard, start)
+    assert still_running(child.pid)
+    guard.forget(child)
+
+
 async def test_the_heartbeat_does_not_wait_for_the_event_loop(guard: Guard, start: Start) -> None:
     child = start()
     guard.adopt(child)
