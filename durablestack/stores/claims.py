@@ -32,7 +32,8 @@ def claim_due_runs(tx: Session, claim: Claim, recorded: Mapping[UUID, RunStatus]
     """Look, decide, and write: in a journey each."""
     rows = tx.fetch("RUNS_EXPIRED_SELECT", limit=EXPIRED_PER_CLAIM_MAX) if claim.end_expired else []
     expired = _each(tx, rows, lambda row: end_expired_lease(tx, row))
-    due = _each(tx, _due(tx, claim, low_water), lambda row: tx.rows.claimed_run(row, claim))
+    mark = None if expired else low_water.mark()  # what has expired is due as it was before
+    due = _each(tx, _due(tx, claim, mark, low_water), lambda row: tx.rows.claimed_run(row, claim))
     taken = taken_by(claim, due, recorded)
     runs = _lease(tx, taken, claim) if taken else []
     return Claimed(runs, expired, len(due) - len(taken))
@@ -88,8 +89,7 @@ def _ask(tx: Session, claim: Claim, mark: Mark | None) -> Answer:
     )
 
 
-def _due(tx: Session, claim: Claim, low_water: LowWater) -> list[tuple[Any, ...]]:
-    mark = low_water.mark()
+def _due(tx: Session, claim: Claim, mark: Mark | None, low_water: LowWater) -> list[tuple[Any, ...]]:
     statement = "RUNS_DUE_SELECT" if mark is None else "RUNS_DUE_FROM_MARK_SELECT"
     rows = tx.fetch(statement, **_due_parameters(claim, mark))
     low_water.found(rows, from_beginning=mark is None)

@@ -7,8 +7,9 @@ what is due, before all that still is, and each claim walks over more of them th
        ^        └── the second long walk in a row ──> look from the first run that was found
        └── twenty times as long as the walk has taken, at most 5 seconds ───┘
 
-What comes to lie before the mark, a run given back or a commit that came late, waits for the next look from the
-beginning. Nothing else depends on the mark.
+What comes to lie before the mark, a run that another supervisor gave back or a commit that came late, waits for the
+next look from the beginning; for what this store gave back or let expire, marks are forgotten. Nothing else depends on
+the mark.
 """
 
 from __future__ import annotations

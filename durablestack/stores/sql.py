@@ -28,6 +28,7 @@ from .contract import (
     Claimed,
     Exchanged,
     ExpiredLook,
+    ExpiredRun,
     Extended,
     Listener,
     OldSnapshot,
@@ -199,12 +200,12 @@ class SqlStore:
         with self._transaction() as tx:
             recorded = record(tx, outcomes) if outcomes else {}
             claimed = claims.claim_due_runs(tx, claim, recorded, low_water)
-        self._forget_marks(outcomes)
+        self._forget_marks(outcomes, claimed.expired)
         return Exchanged(recorded, claimed)
 
-    def _forget_marks(self, outcomes: Sequence[Outcome]) -> None:
-        """What was given back is due as it was before, which may be before the mark."""
-        if any(isinstance(outcome, Released) for outcome in outcomes):
+    def _forget_marks(self, outcomes: Sequence[Outcome], expired: Sequence[ExpiredRun] = ()) -> None:
+        """What was given back, or has expired, is due as it was before, which may be before the mark."""
+        if expired or any(isinstance(outcome, Released) for outcome in outcomes):
             self._low_water.cache_clear()
 
     def _at_once(self, outcomes: Sequence[Outcome]) -> bool:

@@ -10,7 +10,19 @@ from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
-from exam import JOB, LEASE_DURATION, Place, all_runs, claim, enqueue, enqueue_many, failed, on_servers, status
+from exam import (
+    JOB,
+    LEASE_DURATION,
+    Place,
+    age_marks,
+    all_runs,
+    claim,
+    enqueue,
+    enqueue_many,
+    failed,
+    on_servers,
+    status,
+)
 from test_store_concurrency import at_once
 
 from durablestack.runs import Lease, Released, RunStatus, Succeeded
@@ -57,6 +69,7 @@ def test_a_claim_holds_what_it_takes_and_nothing_else(store: Store, impatient: S
         assert impatient.extend_leases(leases, LEASE_DURATION).held == set(ids[:20])
         assert set(impatient.record([Succeeded(lease) for lease in leases])) == set(ids[:20])
         assert impatient.prune_runs(-LEASE_DURATION, 100) == 20
+    age_marks(impatient)
     assert [run.id for run in claim(impatient)] == ids[20:30]
 
 

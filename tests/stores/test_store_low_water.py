@@ -1,13 +1,13 @@
 """Where claims begin to look, while an old snapshot keeps the entries of what is done before all that is due."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
 import pytest
-from exam import JOB, Place, claim, enqueue, enqueue_many, make_due, on_databases, on_examined_servers, query
+from exam import JOB, Place, change, claim, enqueue, enqueue_many, on_databases, on_examined_servers, query
 
 from durablestack.ids import new_run_id
 from durablestack.runs import Released
@@ -115,12 +115,12 @@ def clock(store: Store) -> Clock:
     return clock
 
 
-def set_mark(store: Store) -> None:
+def set_mark(store: Store, job_names: Collection[str] = (JOB,)) -> None:
     """As if the walk to the first run that is due had been long, twice."""
     assert isinstance(store, SqlStore)
-    statement = "select scheduled_for_utc, id from {runs} order by scheduled_for_utc, id {limit}"
-    ((scheduled_for, id),) = query(store, statement, limit=1)
-    low_water = store._low_water(frozenset({JOB}))
+    due = "select scheduled_for_utc, id from {runs} where status = 'pending' order by scheduled_for_utc, id {limit}"
+    ((scheduled_for, id),) = query(store, due, limit=1)
+    low_water = store._low_water(frozenset(job_names))
     looked_back(low_water, *[[(id, JOB, None, scheduled_for, 60.0)]] * 2)
     assert low_water.mark() is not None
 
@@ -160,10 +160,22 @@ def test_what_is_given_back_here_is_found_at_once(store: Store, clock: Clock) ->
 
 
 @on_databases
+def test_what_has_expired_here_is_found_at_once_also_by_claims_for_other_jobs(store: Store, clock: Clock) -> None:
+    first, second, *_ = enqueue_many(store, 5)
+    claim(store, batch_size=2)
+    set_mark(store)
+    set_mark(store, job_names=(JOB, "other"))
+    change(store, "update {runs} set lease_until_utc = created_at_utc where status = 'leased'")
+    assert [run.id for run in claim(store, batch_size=1)] == [first]
+    assert [run.id for run in claim(store, batch_size=1, job_names=[JOB, "other"])] == [second]
+
+
+@on_databases
 def test_the_first_run_made_due_before_the_mark_is_claimed_before_all_others_again(store: Store, clock: Clock) -> None:
     ids = enqueue_many(store, 10)
     set_mark(store)
-    make_due(store, ids[-1])
+    yesterday = store.now() - timedelta(days=1)
+    change(store, "update {runs} set scheduled_for_utc = :yesterday where id = :id", yesterday=yesterday, id=ids[-1])
     assert claim(store, batch_size=3)[0].id == ids[0]
     clock.seconds += MARK_SECONDS_MAX
     assert claim(store, batch_size=3)[0].id == ids[-1]
