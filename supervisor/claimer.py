@@ -19,9 +19,9 @@ from durablestack.stores.contract import Claim, Claimed, Exchanged, ExpiredRun, 
 from durablestack.workers import Worker
 
 from .bus import Emit
-from .clocks import DatabaseClock
 from .completer import Completer
 from .door import ask_store, ask_store_in_steps
+from .expiry import Expiry
 from .leases import LeaseTable, boottime
 from .pace import Pace
 from .pool import NO_ROOM, Pool, Room
@@ -30,10 +30,6 @@ log = logging.getLogger(__name__)
 
 _BACKOFF_SECONDS_FIRST = 0.5
 _BACKOFF_SECONDS_MAX = 5.0
-_LOOK_FOR_EXPIRED_SECONDS = 0.5
-_LOOK_FOR_EXPIRED_SECONDS_MAX = 5.0
-_WAITS_FOR_THE_ENQUEUED_SECONDS = 1.0
-_REST_PER_LOOK_FOR_EXPIRED = 20  # where an old snapshot keeps dead entries in the index, each look walks over them
 _DUE_AFTER_SECONDS = 0.01  # the database counts from its own commit
 
 
@@ -116,8 +112,7 @@ class Claimer:
         self._enqueued = False
         self._comes_by: Callable[[], bool] = _never
         self._failures_in_a_row = 0
-        self._look_for_expired_at = 0.0
-        self._database_clock = DatabaseClock(lease_duration)
+        self._expiry = Expiry(store, lease_duration, emit)
         self._uncertain_claims: set[UUID] = set()
 
     def wake(self) -> None:
@@ -131,7 +126,7 @@ class Claimer:
 
     def look_for_expired(self) -> None:
         """There are leases that have expired."""
-        self._look_for_expired_at = 0.0
+        self._expiry.tell()
         self.wake()
 
     @property
@@ -254,7 +249,8 @@ class Claimer:
                 begin_max=len(room.idle) if room.behind else None,
                 may_wait=self._pool.short_jobs,
                 lease_duration=self._lease_duration,
-                end_expired=await self._some_expired(),
+                end_expired=await self._expiry.is_to_be_dealt_with(),
+                looks_for_expired=self._expiry.takes_a_look(in_a_hurry=self._enqueued),
             )
             self._enqueued = False
             asked_at = boottime()
@@ -263,6 +259,8 @@ class Claimer:
             self._failed(error)
             return Claimed([], [])
         self._answered()
+        if claimed.look is not None and self._expiry.saw(claimed.look, asked_at):
+            self.wake()
         await self._completer.has_told(claimed.runs)
         self._tell_expired(claimed.expired)
         self._leases.hold((run.lease for run in claimed.runs), asked_at, self._lease_duration)
@@ -271,23 +269,6 @@ class Claimer:
         for run in claimed.runs:
             self._emit(EventType.JOB_CLAIMED, run)
         return claimed
-
-    async def _some_expired(self) -> bool:
-        """Whether leases are to be ended. It is looked for now and then; and none is for a while after the clock that
-        decides has jumped."""
-        asked_at = boottime()
-        if asked_at < self._look_for_expired_at + (_WAITS_FOR_THE_ENQUEUED_SECONDS if self._enqueued else 0.0):
-            return False
-        look = await ask_store_in_steps(self._store.look_for_expired())
-        answered_at = boottime()
-        rest_seconds = max(_REST_PER_LOOK_FOR_EXPIRED * (answered_at - asked_at), _LOOK_FOR_EXPIRED_SECONDS)
-        self._look_for_expired_at = asked_at + min(rest_seconds, _LOOK_FOR_EXPIRED_SECONDS_MAX)
-        jump = self._database_clock.saw(look.now, asked_at, answered_at)
-        if jump is not None:
-            what = f"the database's clock has jumped by {jump.total_seconds():+.1f} s"
-            log.error("%s: no lease is ended for the next %s", what, self._lease_duration)
-            self._emit(EventType.CLOCK_JUMP_DETECTED, message=what)
-        return look.some and self._database_clock.trusted
 
     async def _exchange(self, claim: Claim, begun: Callable[[], None]) -> Claimed:
         """Claim, and write down what has ended, in one transaction."""

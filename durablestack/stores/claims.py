@@ -36,7 +36,8 @@ def claim_due_runs(tx: Session, claim: Claim, recorded: Mapping[UUID, RunStatus]
     due = _each(tx, _due(tx, claim, mark, low_water), lambda row: tx.rows.claimed_run(row, claim))
     taken = taken_by(claim, due, recorded)
     runs = _lease(tx, taken, claim) if taken else []
-    return Claimed(runs, expired, len(due) - len(taken))
+    look = ask_for_expired(tx)() if claim.looks_for_expired else None
+    return Claimed(runs, expired, len(due) - len(taken), look)
 
 
 def ask_to_claim(tx: Session, claim: Claim, low_water: LowWater) -> Callable[[], Claimed]:
@@ -46,13 +47,14 @@ def ask_to_claim(tx: Session, claim: Claim, low_water: LowWater) -> Callable[[],
     """
     mark = low_water.mark()
     answer = _ask(tx, claim, mark)
+    look = ask_for_expired(tx) if claim.looks_for_expired else None
 
     def claimed() -> Claimed:
         rows = answer()
         low_water.found(rows, from_beginning=mark is None)
         taken = [row for row in rows if row[1] is not None]
         runs = tx.rows.readable(taken, lambda row: tx.rows.claimed_run(row, claim))
-        return Claimed(runs, [], len(rows) - len(taken))
+        return Claimed(runs, [], len(rows) - len(taken), look() if look else None)
 
     return claimed
 

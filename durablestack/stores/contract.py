@@ -63,6 +63,8 @@ class Claim(Struct, frozen=True, kw_only=True):
     lease_duration: timedelta
     end_expired: bool = True
     """Whether to end expired leases as well; a claimer that has looked, and saw none, need not do so."""
+    looks_for_expired: bool = False
+    """Whether to tell as well if leases have expired."""
     worker_id: UUID | None = None
     """The life of the supervisor that claims, by which its leases are found should it be over."""
     begin_max: int | None = None
@@ -71,22 +73,24 @@ class Claim(Struct, frozen=True, kw_only=True):
     """Jobs whose runs may wait behind others, unless they are at their last attempt."""
 
 
-class Claimed(Struct, frozen=True):
-    """What a claim brought: runs that are now ours, and runs whose lease was found expired.
-
-    `passed_over` runs were found due as well, within the size of the batch, and left as they are.
-    """
-
-    runs: list[Run]
-    expired: list[ExpiredRun]
-    passed_over: int = 0
-
-
 class ExpiredLook(Struct, frozen=True):
     """What the clock that decides shows, and whether leases have expired by it."""
 
     now: datetime
     some: bool
+
+
+class Claimed(Struct, frozen=True):
+    """What a claim brought: runs that are now ours, and runs whose lease was found expired.
+
+    `passed_over` runs were found due as well, within the size of the batch, and left as they are.
+    `look` is there if it was asked for.
+    """
+
+    runs: list[Run]
+    expired: list[ExpiredRun]
+    passed_over: int = 0
+    look: ExpiredLook | None = None
 
 
 class Exchanged(Struct, frozen=True):

@@ -150,7 +150,10 @@ class InMemoryStore:
 
     def _look_for_expired(self) -> ExpiredLook:
         with self._locked() as now:
-            return ExpiredLook(now, bool(self._expired(now)))
+            return self._look(now)
+
+    def _look(self, now: datetime) -> ExpiredLook:
+        return ExpiredLook(now, bool(self._expired(now)))
 
     def claim_due_runs(self, claim: Claim) -> Claimed:
         return self.exchange((), claim).claimed
@@ -175,7 +178,8 @@ class InMemoryStore:
         for run in due:
             if self._runs[run.id].status is RunStatus.PENDING:
                 heapq.heappush(self._due, (run.scheduled_for, run.id))
-        return Claimed(taken, expired, len(due) - len(taken))
+        look = self._look(now) if claim.looks_for_expired else None
+        return Claimed(taken, expired, len(due) - len(taken), look)
 
     def _expired(self, now: datetime) -> list[Run]:
         leased = (self._runs[id] for id in sorted(self._leased))

@@ -76,7 +76,8 @@ class Backlog:
             raise failure
         count = min(claim.batch_size, self.runs)
         self.runs -= count
-        return Claimed([leased_run(lease_token=claim.lease_token) for _ in range(count)], self.expired)
+        look = ExpiredLook(self.now(), self.some_expired) if claim.looks_for_expired else None
+        return Claimed([leased_run(lease_token=claim.lease_token) for _ in range(count)], self.expired, look=look)
 
     def release_claim(self, lease_token: UUID) -> set[UUID]:
         self.steps.append(("release", lease_token))
@@ -599,6 +600,34 @@ async def test_a_claim_ends_leases_only_where_some_were_seen_to_have_expired() -
         hall.claimer.look_for_expired()
         await hall.step()
     assert [claim.end_expired for claim in hall.store.claims] == [False, True, False]
+
+
+async def test_a_claim_that_sees_that_leases_have_expired_is_followed_by_one_that_ends_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("durablestack.supervisor.expiry._REST_SECONDS_MIN", 0.0)
+    monkeypatch.setattr("durablestack.supervisor.expiry._REST_PER_LOOK", 0)
+    hall = Hall(Backlog(), idle=1)
+    hall.store.some_expired = False
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(hall.claimer.run)
+        await until(lambda: len(hall.store.claims) == 1)
+        hall.store.some_expired = True
+        hall.claimer.wake()
+        await until(lambda: hall.store.claims[-1].end_expired)
+        tasks.cancel_scope.cancel()
+    assert [claim.end_expired for claim in hall.store.claims[:3]] == [False, False, True]
+    assert hall.store.claims[1].looks_for_expired
+
+
+async def test_claims_look_for_expired_leases_now_and_then_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("durablestack.supervisor.expiry._REST_SECONDS_MIN", AN_AGE_SECONDS)
+    monkeypatch.setattr("durablestack.supervisor.expiry._REST_SECONDS_MAX", AN_AGE_SECONDS)
+    hall = Hall(Backlog(), idle=1)
+    for _ in range(3):
+        await hall.step()
+    assert [claim.end_expired for claim in hall.store.claims] == [True, False, False], "at first nobody knows"
+    assert not any(claim.looks_for_expired for claim in hall.store.claims)
 
 
 async def test_no_lease_is_ended_for_a_while_after_the_database_clock_has_jumped() -> None:

@@ -149,6 +149,7 @@ def request(
     begin_max: int | None = None,
     may_wait: Collection[str] = (),
     end_expired: bool = True,
+    looks_for_expired: bool = False,
 ) -> Claim:
     return Claim(
         worker_name=worker_name,
@@ -159,6 +160,7 @@ def request(
         begin_max=begin_max,
         may_wait=may_wait,
         end_expired=end_expired,
+        looks_for_expired=looks_for_expired,
     )
 
 

@@ -17,6 +17,8 @@ from exam import (
     in_steps,
     outcomes,
     reclaimed_after_expiry,
+    request,
+    status,
     the_run,
 )
 
@@ -118,6 +120,25 @@ def test_a_look_tells_whether_leases_have_expired_and_by_which_clock(store: Stor
     assert in_steps(store.look_for_expired()).some
     claim(store, job_names=[])
     assert not in_steps(store.look_for_expired()).some
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["beside an outcome", "alone"])
+def test_a_claim_looks_along_if_asked_to_and_ends_nothing_by_that(store: Store, ended: bool) -> None:
+    silent = enqueue_and_claim(store)
+    written = [Succeeded(enqueue_and_claim(store))] if ended else []
+    assert claimed(store, end_expired=False).look is None
+    asked = request(end_expired=False, looks_for_expired=True)
+    before = store.now()
+    held = in_steps(store.exchange_in_steps(written, asked)).claimed.look
+    assert held is not None
+    assert not held.some
+    assert before <= held.now <= store.now()
+    age_lease(store, silent.run_id)
+    for answer in (store.exchange(written, asked), in_steps(store.exchange_in_steps(written, asked))):
+        assert answer.claimed.look is not None
+        assert answer.claimed.look.some
+        assert answer.claimed.expired == []
+    assert status(store, silent.run_id) is RunStatus.LEASED
 
 
 def test_an_expired_run_keeps_its_place_in_the_queue(store: Store) -> None:

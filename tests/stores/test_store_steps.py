@@ -54,7 +54,7 @@ def steps_of(store: Store, outcomes: list[Outcome], claim: Claim) -> list[Step]:
 @on_postgres
 def test_claims_and_plain_successes_need_no_thread(store: Store) -> None:
     lease, waiting = enqueue_and_claim(store), enqueue(store)
-    steps = steps_of(store, [Succeeded(lease)], only_to_claim())
+    steps = steps_of(store, [Succeeded(lease)], request(end_expired=False, looks_for_expired=True))
     assert steps
     assert all(isinstance(step, Wait) for step in steps)
     assert [status(store, run_id) for run_id in (lease.run_id, waiting)] == [RunStatus.SUCCEEDED, RunStatus.LEASED]
