@@ -1,10 +1,12 @@
 """Whether leases are to be ended that have expired, as a claimer comes to know it.
 
-a claim, now and then: have some expired? --no--> rest
-                            |
-                            yes, or somebody says so
-                            v
-before the next claim: still? by a clock that is trusted? --yes--> that claim ends them
+    a claim, now and then: have some expired? --no--> rest
+                                |
+                                yes, or somebody says so
+                                v
+    before the next claim: still? by a clock that is trusted? --yes--> that claim ends them
+
+Most claims end none. To look along costs them little, to look for itself a journey more.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ _WAITS_FOR_THE_ENQUEUED_SECONDS = 1.0
 
 
 class Expiry:
-    """Most claims end none, and need not look for each: that would cost more than all else they ask."""
+    """When to look, and what to make of it."""
 
     def __init__(self, store: Store, lease_duration: timedelta, emit: Emit) -> None:
         self._store = store
