@@ -55,15 +55,8 @@ class Expiry:
 
     def saw(self, look: ExpiredLook, asked_at: float) -> bool:
         """Whether some have expired, as it seems."""
-        answered_at = boottime()
-        rest_seconds = max(_REST_PER_LOOK * (answered_at - asked_at), _REST_SECONDS_MIN)
-        self._look_again_at = asked_at + min(rest_seconds, _REST_SECONDS_MAX)
+        self._take_in(look, asked_at)
         self._some = self._some or look.some
-        jump = self._clock.saw(look.now, asked_at, answered_at)
-        if jump is not None:
-            what = f"the database's clock has jumped by {jump.total_seconds():+.1f} s"
-            log.error("%s: no lease is ended for the next %s", what, self._lease_duration)
-            self._emit(EventType.CLOCK_JUMP_DETECTED, message=what)
         return look.some
 
     async def is_to_be_dealt_with(self) -> bool:
@@ -75,8 +68,22 @@ class Expiry:
         """
         if not self._some:
             return False
+        self._some = False  # who tells of some from here on may have seen what the look does not
         asked_at = boottime()
-        look = await ask_store_in_steps(self._store.look_for_expired())
-        some = self.saw(look, asked_at)
-        self._some = False
-        return some and self._clock.trusted
+        try:
+            look = await ask_store_in_steps(self._store.look_for_expired())
+        except BaseException:
+            self._some = True
+            raise
+        self._take_in(look, asked_at)
+        return look.some and self._clock.trusted
+
+    def _take_in(self, look: ExpiredLook, asked_at: float) -> None:
+        answered_at = boottime()
+        rest_seconds = max(_REST_PER_LOOK * (answered_at - asked_at), _REST_SECONDS_MIN)
+        self._look_again_at = asked_at + min(rest_seconds, _REST_SECONDS_MAX)
+        jump = self._clock.saw(look.now, asked_at, answered_at)
+        if jump is not None:
+            what = f"the database's clock has jumped by {jump.total_seconds():+.1f} s"
+            log.error("%s: no lease is ended for the next %s", what, self._lease_duration)
+            self._emit(EventType.CLOCK_JUMP_DETECTED, message=what)

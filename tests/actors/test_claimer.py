@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import zip_longest
@@ -48,13 +48,18 @@ class Backlog:
         self.claims: list[Claim] = []
         self.expired: list[ExpiredRun] = []
         self.some_expired = True
+        self.when_looked_at: Callable[[], None] = lambda: None
         self.clock_set_by = timedelta(0)
 
     def now(self) -> datetime:
         return datetime.fromtimestamp(boottime(), UTC) + self.clock_set_by
 
     def look_for_expired(self) -> Steps[ExpiredLook]:
-        return in_one(lambda: ExpiredLook(self.now(), self.some_expired))
+        return in_one(self._look)
+
+    def _look(self) -> ExpiredLook:
+        self.when_looked_at()
+        return ExpiredLook(self.now(), self.some_expired)
 
     def exchange(self, outcomes: Sequence[Outcome], claim: Claim) -> Exchanged:
         if outcomes and self.refuses_outcomes:
@@ -76,7 +81,7 @@ class Backlog:
             raise failure
         count = min(claim.batch_size, self.runs)
         self.runs -= count
-        look = ExpiredLook(self.now(), self.some_expired) if claim.looks_for_expired else None
+        look = self._look() if claim.looks_for_expired else None
         return Claimed([leased_run(lease_token=claim.lease_token) for _ in range(count)], self.expired, look=look)
 
     def release_claim(self, lease_token: UUID) -> set[UUID]:
@@ -618,6 +623,30 @@ async def test_a_claim_that_sees_that_leases_have_expired_is_followed_by_one_tha
         tasks.cancel_scope.cancel()
     assert [claim.end_expired for claim in hall.store.claims[:3]] == [False, False, True]
     assert hall.store.claims[1].looks_for_expired
+
+
+async def test_what_is_told_while_it_is_looked_for_expired_leases_is_looked_for_too() -> None:
+    hall = Hall(Backlog(), idle=1)
+    hall.store.some_expired = False
+    hall.store.when_looked_at = hall.claimer.look_for_expired
+    await hall.step()
+    hall.store.some_expired = True
+    await hall.step()
+    assert [claim.end_expired for claim in hall.store.claims] == [False, True]
+
+
+async def test_a_look_for_expired_leases_that_failed_is_made_again() -> None:
+    hall = Hall(Backlog(), idle=1)
+
+    def fail() -> None:
+        raise AWAY
+
+    hall.store.when_looked_at = fail
+    await hall.step()
+    assert hall.store.claims == []
+    hall.store.when_looked_at = lambda: None
+    await hall.step()
+    assert [claim.end_expired for claim in hall.store.claims] == [True]
 
 
 async def test_claims_look_for_expired_leases_now_and_then_only(monkeypatch: pytest.MonkeyPatch) -> None:

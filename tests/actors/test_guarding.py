@@ -105,6 +105,15 @@ async def all_was_heard(guard: Guard, start: Start) -> None:
     await until(lambda: not still_running(last.pid))
 
 
+async def lives_when_a_near_deadline_is_put_off(child: Sleeper, guard: Guard, start: Start) -> None:
+    due_at = boottime() + 0.5
+    guard.trust_until(child, due_at)
+    guard.trust_until(child, None)
+    await anyio.sleep(due_at - boottime())
+    await all_was_heard(guard, start)
+    assert still_running(child.pid)
+
+
 async def test_a_child_is_ended_at_its_deadline_and_this_is_told(guard: Guard, start: Start) -> None:
     child = start()
     guard.adopt(child)
@@ -164,12 +173,7 @@ async def test_a_deadline_that_is_near_is_put_off_before_those_that_are_far_off(
         guard.adopt(child)
     for seconds in (FAR_OFF_SECONDS, 2 * FAR_OFF_SECONDS):
         guard.trust_until(far_off, boottime() + seconds)
-    due_at = boottime() + 0.5
-    guard.trust_until(near, due_at)
-    guard.trust_until(near, None)
-    await anyio.sleep(due_at - boottime())
-    await all_was_heard(guard, start)
-    assert still_running(near.pid)
+    await lives_when_a_near_deadline_is_put_off(near, guard, start)
     for child in (far_off, near):
         guard.forget(child)
 
@@ -181,12 +185,7 @@ async def test_a_deadline_that_is_near_is_put_off_though_one_of_the_same_child_w
     guard.adopt(child)
     guard.trust_until(child, boottime() + FAR_OFF_SECONDS)
     guard.trust_until(child, None)
-    due_at = boottime() + 0.5
-    guard.trust_until(child, due_at)
-    guard.trust_until(child, None)
-    await anyio.sleep(due_at - boottime())
-    await all_was_heard(guard, start)
-    assert still_running(child.pid)
+    await lives_when_a_near_deadline_is_put_off(child, guard, start)
     guard.forget(child)
 
 
