@@ -14,7 +14,8 @@ from durablestack.errors import JobDefinitionError, TargetError
 
 from . import wire
 from .child import EXIT_REENTERED
-from .process import ChildProcess, Death
+from .death import Death
+from .process import ChildProcess
 from .slots import Slots
 from .starter import Starter
 

@@ -41,17 +41,17 @@ class Delivery:
         """All that was gathered, at once: the child is woken for the first, and finds the others. Return those for
         which there was no room."""
         gathered, self.gathered = self.gathered, []
-        return gathered[child.put([_order(held) for held in gathered]) :] if gathered else []
+        return gathered[child.orders.put([_order(held) for held in gathered]) :] if gathered else []
 
     def hears_less(self, child: ChildProcess) -> None:
         """Replies are looked for now and then."""
-        child.listens_to_replies(False)
+        child.control.hears(False)
         self._looks_in_vain = 0
 
     def goes_on_looking(self, child: ChildProcess, *, some_wait: bool) -> bool:
         """Whether replies are looked for after this look, too; else they are heard as they come."""
         self._looks_in_vain = 0 if some_wait else self._looks_in_vain + 1
-        child.listens_to_replies(self._looks_in_vain > _LOOKS_IN_VAIN_MAX)
+        child.control.hears(self._looks_in_vain > _LOOKS_IN_VAIN_MAX)
         return self._looks_in_vain <= _LOOKS_IN_VAIN_MAX
 
 

@@ -11,8 +11,9 @@ from durablestack.runs import NO_OUTPUT, Output, Usage
 
 from . import usage, wire
 from .bus import Course
+from .death import Death
 from .in_hand import Assignment, InHand
-from .process import ChildProcess, Death
+from .process import ChildProcess
 from .verdict import Ending, Evidence
 
 

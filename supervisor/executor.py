@@ -28,12 +28,13 @@ from durablestack.runs import Run
 from . import dump, usage, wire
 from .boot import Boot, BootFailed
 from .bus import NOT_BEGUN, Course
+from .death import Death
 from .ended import ended_by
 from .escalation import Escalation
 from .in_hand import Assignment, InHand
 from .leases import boottime
 from .line import Line
-from .process import ChildProcess, Death
+from .process import ChildProcess
 from .residue import PROCESSES
 from .restarts import restart_delay_seconds
 from .slots import Limits, Slots

@@ -255,7 +255,7 @@ class Line:
         child = self.child
         if child is None:
             return False
-        child.look_for_replies()
+        child.control.look()
         return self._delivery.goes_on_looking(child, some_wait=bool(self.behind))
 
     # --- taken back
@@ -269,7 +269,7 @@ class Line:
     def take_untaken(self, child: ChildProcess) -> list[InHand]:
         """What waits behind the run in hand, and the child has not taken. The run in hand has no child if not even that
         was taken, else it has begun."""
-        count = child.take_back()
+        count = child.orders.take_back()
         untaken = [self.behind.pop() for _ in range(min(count, len(self.behind)))][::-1]
         front = self.in_hand
         if front is not None and front.delivered:
@@ -335,7 +335,7 @@ class Line:
         child, held = self.child, self.in_hand
         if child is None or held is None or not held.delivered:
             return None
-        if not held.begun and not child.has_untaken:
+        if not held.begun and not child.orders.has_untaken:
             self._has_taken(held, child)
         return held if held.begun else None
 

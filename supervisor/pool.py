@@ -26,12 +26,13 @@ from durablestack.runs import Failed, Lease, Outcome, Output, Released, Run, Suc
 
 from . import verdict, wire
 from .bus import NOT_BEGUN, Course, Emit, Told
+from .death import Death
 from .ended import Ended
 from .executor import Executor
 from .in_hand import Assignment, InHand
 from .leases import LeaseTable
 from .line import Line
-from .process import ChildProcess, Death
+from .process import ChildProcess
 from .restarts import Restarts
 from .slots import Limits
 from .starter import Starter

@@ -6,11 +6,9 @@ end something that the child left behind may hold open. Whatever the child manag
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
-import select
 import signal
 import socket
 import sys
@@ -26,50 +24,20 @@ from durablestack.runs import NO_OUTPUT, Output
 
 from . import child, guard, usage, wire
 from .capture import Capture
+from .control_pipe import ControlPipe
+from .death import Death
 from .isolation import STACK_SIGNAL
+from .order_pipe import OrderPipe
 from .starter import Process, Starter
 
 log = logging.getLogger(__name__)
 
-_RECEIVE_BYTES = 65536
 _ORDERS_BYTES = 1024 * 1024
 """As many may wait for a child; of which the system gives what it will."""
 
-_PERMITS_MAX = select.PIPE_BUF // wire.PERMIT.size
 _MESSAGES = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_DGRAM
 _STACK_BYTES_MAX = 32_768
 _KILLED_WITHIN_SECONDS = 5.0
-_PIPE_CLOSED_GRACE_SECONDS = 1.0
-
-
-class Death(Struct, frozen=True):
-    """How a process ended. `exit_code` as multiprocessing has it: negative for a signal; None if it is not known.
-
-    `reason` is what made us end it, if the pipe was at fault.
-    """
-
-    exit_code: int | None
-    reason: str | None = None
-    by_guard: bool = False
-    out_of_memory: bool = False
-
-    @property
-    def code(self) -> int | None:
-        """What it left with by itself."""
-        return self.exit_code if self.exit_code is None or self.exit_code >= 0 else None
-
-    @property
-    def signal_name(self) -> str | None:
-        if self.exit_code is None or self.exit_code >= 0:
-            return None
-        try:
-            return signal.Signals(-self.exit_code).name
-        except ValueError:
-            return f"SIG{-self.exit_code}"
-
-    @property
-    def how(self) -> str:
-        return self.signal_name or f"exit code {self.exit_code}"
 
 
 class _Ends(Struct, frozen=True):
@@ -98,15 +66,8 @@ class ChildProcess:
         self._starter = starter
         self._output_bytes_max = output_bytes_max
         self._name = name
-        self._loop = asyncio.get_running_loop()
-        self._frames = wire.FrameReader(wire.REPLY_BYTES_MAX)
         self._listens = True  # to output
-        self._hears = True  # replies
-        self._deaf = False  # nothing more is to be expected of the control pipe
         self._asked_for_stack = False
-        self._generation = 0  # of orders
-        self._unsent = bytearray()
-        self._send_lock = threading.Lock()  # over what is unsent
         self._fault: str | None = None
         self._signal_lock = threading.Lock()
         self._alive = False  # written under the lock by start and end, read under it by whoever signals
@@ -150,8 +111,8 @@ class ChildProcess:
     def _begin(self, process: Process, ends: _Ends) -> None:
         assert process.pid is not None
         self._process, self.pid = process, process.pid
-        self._control, self._orders = ends.control, ends.orders
-        self._permits, self._untaken = ends.permits, ends.untaken
+        self.control = ControlPipe(ends.control, self.on_replies, self._at_fault)
+        self.orders = OrderPipe(ends.orders, ends.permits, ends.untaken, self.send)
         with self._signal_lock:
             self._alive = True
         with contextlib.suppress(OSError, AttributeError):  # dead and buried already, or not Linux
@@ -162,132 +123,16 @@ class ChildProcess:
         self._stdout = Capture(ends.stdout, self._output_bytes_max)
         self._stderr = Capture(ends.stderr, self._output_bytes_max)
         self._stacks = Capture(ends.stacks, _STACK_BYTES_MAX)
-        self._control.setblocking(False)
-        self._loop.add_reader(self._control, self._on_readable)
-
-    # --- orders
-
-    def put(self, orders: Sequence[wire.Execute]) -> int:
-        """Give the child orders, to be taken after those that it has; return how many, from the first one on: there may
-        be no room for all. Those that are put in vain, for the child is gone, are taken back."""
-        message = wire.frame(wire.Window(self._generation, list(orders)))
-        is_long = len(message) > wire.MESSAGE_BYTES_MAX
-        if is_long or len(orders) > _PERMITS_MAX:
-            if len(orders) > 1:
-                first = orders[: len(orders) // 2]
-                count = self.put(first)
-                return count if count < len(first) else count + self.put(orders[count:])
-            message = wire.frame(wire.Window(self._generation, [wire.Follows(orders[0].number)]))
-        try:
-            self._orders.send(message, socket.MSG_DONTWAIT)
-        except ConnectionError:  # the death of the child is learnt elsewhere
-            pass
-        except OSError:  # no room, or no memory
-            return 0
-        if is_long:
-            self.send(orders[0])
-        try:
-            os.write(self._permits.fileno(), wire.PERMIT.pack(self._generation) * len(orders))
-        except BlockingIOError:
-            self._void()
-            return 0
-        return len(orders)
-
-    def take_back(self) -> int:
-        """Take back the orders that the child has not taken; return how many: the latest ones."""
-        bytes_taken = 0
-        with contextlib.suppress(BlockingIOError):
-            while taken := os.read(self._untaken.fileno(), select.PIPE_BUF):
-                bytes_taken += len(taken)
-        if bytes_taken:
-            self._void()
-        return bytes_taken // wire.PERMIT.size
-
-    def _void(self) -> None:
-        """Orders without permits are not to be taken for those that come after them."""
-        self._generation = (self._generation + 1) % wire.GENERATIONS
-
-    @property
-    def has_untaken(self) -> bool:
-        """Whether there is an order that the child has not taken."""
-        return guard.readable(self._untaken.fileno())
 
     # --- speak and listen
 
     def send(self, order: wire.Order) -> None:
-        """Send, from any thread, without ever waiting for the child. To a child that is gone it is sent in vain."""
-        with self._send_lock:
-            self._unsent += wire.frame(order)
-            everything_sent = self._send_some()
-        if not everything_sent:
-            self._loop.call_soon_threadsafe(self._send_more)
-
-    def _send_more(self) -> None:
-        with self._send_lock:
-            everything_sent = self._send_some()
-        if everything_sent:
-            self._loop.remove_writer(self._control)
-        else:
-            self._loop.add_writer(self._control, self._send_more)
-
-    def _send_some(self) -> bool:
-        try:
-            while self._unsent:
-                del self._unsent[: self._control.send(self._unsent)]
-        except BlockingIOError:
-            return False
-        except OSError:  # the death of the child is learnt elsewhere
-            self._unsent.clear()
-        return True
+        """Tell the child something beside its orders. To one that is gone it is sent in vain."""
+        self.control.send(order)
 
     def trust_until(self, boottime: float | None) -> None:
         """From any thread: by when the child has to be dead, should we not be there to see to it; None: it may live."""
         self._starter.guard.trust_until(self, boottime)
-
-    def listens_to_replies(self, listens: bool) -> None:
-        """Whether replies are heard as they come, or only when they are looked for, which costs both sides less where
-        there are many."""
-        if listens == self._hears or self._deaf:
-            return
-        self._hears = listens
-        if listens:
-            self._loop.add_reader(self._control, self._on_readable)
-        else:
-            self._loop.remove_reader(self._control)
-
-    def look_for_replies(self) -> None:
-        if not self._hears and not self._deaf and not self.gone:
-            self._on_readable()
-
-    def _hear_no_more(self) -> None:
-        self._deaf = True
-        self._loop.remove_reader(self._control)
-
-    def _on_readable(self) -> None:
-        try:
-            received = self._control.recv(_RECEIVE_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            received = b""
-        if not received:
-            self._hear_no_more()
-            self._loop.call_later(_PIPE_CLOSED_GRACE_SECONDS, self._at_fault, "it closed its control pipe")
-            return
-        self._take_in(received)
-
-    def _take_in(self, received: bytes) -> None:
-        replies: list[wire.Reply] = []
-        fault: wire.ProtocolError | None = None
-        try:
-            for body in self._frames.feed(received):
-                replies.append(wire.decode_reply(body))
-        except wire.ProtocolError as error:
-            fault = error
-        self.on_replies(replies)
-        if fault is not None:
-            self._hear_no_more()
-            self._at_fault(f"it sent {fault}")
 
     def _at_fault(self, reason: str) -> None:
         if self._alive and not self.gone:  # nor is one at fault that has died, and whose exit code is being asked for
@@ -383,7 +228,7 @@ class ChildProcess:
         self.on_gone()
         with anyio.CancelScope(shield=True):
             self._signal_all(signal.SIGKILL)  # the group alone: the number of the child itself is free again
-            self._drain_control()
+            self.control.drain()
             exit_code = await self._starter.exit_code(self._process)
         with self._signal_lock:
             self._alive = False
@@ -396,12 +241,6 @@ class ChildProcess:
         by_somebody_else = exit_code == -signal.SIGKILL and not self.killed and not self.killed_by_guard
         return by_somebody_else and self._starter.oom_kills.explain_one()
 
-    def _drain_control(self) -> None:
-        """A reply that was sent whole counts, however the child ended after it."""
-        with contextlib.suppress(OSError):
-            while not self._deaf and (received := self._control.recv(_RECEIVE_BYTES)):
-                self._take_in(received)
-
     async def end(self) -> None:
         """Kill the child if it lives, wait until it is gone, and let go of all that belonged to it."""
         if self._process is None:
@@ -413,12 +252,8 @@ class ChildProcess:
         if self._alive:
             log.error("child %d cannot be killed: it waits in the kernel for something that does not come", self.pid)
         self._starter.guard.forget(self)
-        self._loop.remove_reader(self._control)
-        self._loop.remove_writer(self._control)
-        self._control.close()
-        self._orders.close()
-        self._permits.close()
-        self._untaken.close()
+        self.control.close()
+        self.orders.close()
         self._stdout.close()
         self._stderr.close()
         self._stacks.close()

@@ -30,7 +30,7 @@ from durablestack.runs import (
 from durablestack.text import ERROR_DETAIL_LENGTH_MAX, clean
 
 from . import wire
-from .process import Death
+from .death import Death
 from .terms import Terms
 
 _STACK_LENGTH_MAX = ERROR_DETAIL_LENGTH_MAX * 2 // 3

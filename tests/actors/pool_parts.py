@@ -15,10 +15,10 @@ from durablestack.jobs import JobRegistry
 from durablestack.options import CrashedRunPolicy, StartMethod
 from durablestack.runs import Outcome, Output, Released, Run
 from durablestack.supervisor import wire
+from durablestack.supervisor.death import Death
 from durablestack.supervisor.executor import Executor
 from durablestack.supervisor.leases import LeaseTable, boottime
 from durablestack.supervisor.pool import Pool
-from durablestack.supervisor.process import Death
 from durablestack.supervisor.restarts import Restarts
 from durablestack.supervisor.slots import Limits
 from durablestack.supervisor.starter import Starter
@@ -76,7 +76,7 @@ WINDOWS = replace(LIMITS, window_max=WINDOW_MAX)
 
 
 class ShortChild:
-    """As much of a child as an executor knows: what it is given waits, until the test has it taken."""
+    """As much of a child and its pipes as an executor knows: what it is given waits, until the test has it taken."""
 
     pid = 1
     gone = False
@@ -90,6 +90,14 @@ class ShortChild:
         self.listens = True
         self.trusted: list[float | None] = []
         self._room_for = room_for
+
+    @property
+    def orders(self) -> ShortChild:
+        return self
+
+    @property
+    def control(self) -> ShortChild:
+        return self
 
     def put(self, orders: Sequence[wire.Execute]) -> int:
         self.windows.append(len(orders))
@@ -118,10 +126,10 @@ class ShortChild:
     def listens_to_output(self, listens: bool) -> None:
         self.listens = listens
 
-    def listens_to_replies(self, listens: bool) -> None:
+    def hears(self, at_once: bool) -> None:
         return
 
-    def look_for_replies(self) -> None:
+    def look(self) -> None:
         return
 
     def take_output(self) -> Output:

@@ -11,7 +11,7 @@ from durablestack.events import EventType
 from durablestack.runs import Cancelled, Failed, Released, Run, Succeeded
 from durablestack.supervisor import wire
 from durablestack.supervisor.bus import Course
-from durablestack.supervisor.process import Death
+from durablestack.supervisor.death import Death
 from durablestack.supervisor.verdict import Ending
 
 pytestmark = pytest.mark.anyio
@@ -426,7 +426,7 @@ async def test_a_child_that_is_to_leave_is_given_nothing_however_long_it_takes(r
 async def test_to_fail_in_looking_for_replies_ends_the_pool_rather_than_leave_it_deaf() -> None:
     parts = ShortParts(1)
     parts.executor.run = anyio.sleep_forever  # type: ignore[method-assign]
-    parts.children[0].look_for_replies = out_of_order  # type: ignore[method-assign]
+    parts.children[0].look = out_of_order  # type: ignore[method-assign]
     given(parts, 3)
     with anyio.fail_after(10), pytest.raises(BaseExceptionGroup) as raised:
         await parts.pool.run()

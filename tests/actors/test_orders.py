@@ -16,6 +16,7 @@ from msgspec import structs
 from durablestack.jobs.context import CancelFlag
 from durablestack.options import StartMethod
 from durablestack.supervisor import wire
+from durablestack.supervisor.order_pipe import OrderPipe
 from durablestack.supervisor.orders import Orders, OrdersLost
 from durablestack.supervisor.process import ChildProcess
 from durablestack.supervisor.starter import Starter
@@ -466,21 +467,16 @@ class Given:
     """What a child is given by its supervisor comes out here, and not in a process."""
 
     def __init__(self) -> None:
-        self.child = ChildProcess(Starter(StartMethod.SPAWN, ()), output_bytes_max=1024, name="child")
-        ours, lent = self.child._new_ends()
-        ours.control.setblocking(False)
-        self.child._control, self.child._orders = ours.control, ours.orders
-        self.child._permits, self.child._untaken = ours.permits, ours.untaken
-        self.control = lent.control
+        child = ChildProcess(Starter(StartMethod.SPAWN, ()), output_bytes_max=1024, name="child")
+        ours, lent = child._new_ends()
+        self.long: list[wire.Execute] = []
+        self.pipe = OrderPipe(ours.orders, ours.permits, ours.untaken, self.long.append)
         self.orders = Orders(lent.orders, lent.permits)
         self._ends = [*structs.astuple(ours), *structs.astuple(lent)]
 
-    def listen(self) -> None:
-        """As its thread does, for long ones."""
-        reader = wire.FrameReader(wire.ORDER_BYTES_MAX)
-        for body in reader.feed(self.control.recv(1024 * 1024)):
-            order = wire.decode_order(body)
-            assert isinstance(order, wire.Execute)
+    def bring_long(self) -> None:
+        """As its thread does, which listens to the other pipe."""
+        for order in self.long:
             self.orders.bring(order)
 
     def taken(self) -> list[int]:
@@ -504,26 +500,26 @@ async def given() -> AsyncIterator[Given]:
 
 @pytest.mark.anyio
 async def test_a_window_is_put_at_once_and_what_is_taken_back_is_of_its_end(given: Given) -> None:
-    assert given.child.put([execute(number) for number in range(5)]) == 5
+    assert given.pipe.put([execute(number) for number in range(5)]) == 5
     assert [number_of(given.orders.take()), number_of(given.orders.take())] == [0, 1]
-    assert given.child.take_back() == 3
-    assert given.child.take_back() == 0
-    assert given.child.put([execute(5), execute(6)]) == 2
+    assert given.pipe.take_back() == 3
+    assert given.pipe.take_back() == 0
+    assert given.pipe.put([execute(5), execute(6)]) == 2
     assert given.taken() == [5, 6]
 
 
 @pytest.mark.anyio
 async def test_windows_that_are_too_long_for_a_message_go_in_several(given: Given) -> None:
     orders = [execute(number, "x" * 1_000) for number in range(100)]
-    assert given.child.put(orders) == 100
+    assert given.pipe.put(orders) == 100
     assert given.taken() == [*range(100)]
 
 
 @pytest.mark.anyio
 async def test_a_long_order_in_a_window_takes_its_turn(given: Given) -> None:
     long = execute(2, "x" * 2 * wire.MESSAGE_BYTES_MAX)
-    assert given.child.put([execute(0), execute(1), long, execute(3)]) == 4
-    given.listen()
+    assert given.pipe.put([execute(0), execute(1), long, execute(3)]) == 4
+    given.bring_long()
     taken = [given.orders.take() for _ in range(4)]
     assert [number_of(each) for each in taken] == [0, 1, 2, 3]
     assert taken[2] is not None
@@ -535,31 +531,31 @@ async def test_where_there_is_no_room_for_all_it_is_said_for_how_many_there_is_a
     given: Given,
 ) -> None:
     put = 0
-    while (count := given.child.put([execute(put + each, "x" * 7_000) for each in range(32)])) == 32:
+    while (count := given.pipe.put([execute(put + each, "x" * 7_000) for each in range(32)])) == 32:
         put += 32
     put += count
     assert given.taken() == [*range(put)]
-    assert given.child.put([execute(put)]) == 1, "there is room again"
+    assert given.pipe.put([execute(put)]) == 1, "there is room again"
     assert given.taken() == [put]
 
 
 @pytest.mark.anyio
 async def test_what_is_put_for_a_child_that_is_gone_can_be_taken_back(given: Given) -> None:
-    assert given.child.put([execute(0), execute(1)]) == 2
+    assert given.pipe.put([execute(0), execute(1)]) == 2
     assert number_of(given.orders.take()) == 0
     close_windows(given.orders)
     close_permits(given.orders)
-    assert given.child.put([execute(2)]) == 1
-    assert given.child.take_back() == 2
+    assert given.pipe.put([execute(2)]) == 1
+    assert given.pipe.take_back() == 2
 
 
 @pytest.mark.anyio
 async def test_no_order_is_mistaken_for_one_that_was_taken_back_long_ago(given: Given) -> None:
     """However often orders are taken back from a child that is busy, and reads none of them."""
-    assert given.child.put([execute(0), execute(1)]) == 2
+    assert given.pipe.put([execute(0), execute(1)]) == 2
     assert number_of(given.orders.take()) == 0
-    assert given.child.take_back() == 1
+    assert given.pipe.take_back() == 1
     for number in range(2, 1_000):
-        assert given.child.put([execute(number)]) == given.child.take_back()
-    put = [10_000][: given.child.put([execute(10_000)])]
+        assert given.pipe.put([execute(number)]) == given.pipe.take_back()
+    put = [10_000][: given.pipe.put([execute(10_000)])]
     assert given.taken() == put, "or there is no room for it"

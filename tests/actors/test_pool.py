@@ -11,11 +11,11 @@ from pool_parts import SHORT_SECONDS, WINDOW_MAX, WINDOWS, Parts, ShortParts, id
 from durablestack.runs import Cancelled, Failed, Released, Succeeded
 from durablestack.supervisor import wire
 from durablestack.supervisor.bus import NOT_BEGUN
+from durablestack.supervisor.death import Death
 from durablestack.supervisor.ended import Ended
 from durablestack.supervisor.in_hand import Assignment, InHand
 from durablestack.supervisor.leases import boottime
 from durablestack.supervisor.pool import _GENEROUS_TIMES, Room
-from durablestack.supervisor.process import Death
 from durablestack.supervisor.terms import Terms
 from durablestack.supervisor.verdict import Ending, Evidence
 from durablestack.supervisor.windows import AHEAD_SECONDS

@@ -10,7 +10,7 @@ from parts import leased_run
 from durablestack.options import CrashedRunPolicy
 from durablestack.runs import Cancelled, EndedBy, Failed, Outcome, Output, Released, Run, Succeeded, Usage
 from durablestack.supervisor import verdict, wire
-from durablestack.supervisor.process import Death
+from durablestack.supervisor.death import Death
 from durablestack.supervisor.terms import Terms
 from durablestack.supervisor.verdict import Ending, Evidence
 from durablestack.text import ERROR_DETAIL_LENGTH_MAX
