@@ -35,6 +35,7 @@ from .in_hand import Assignment, InHand
 from .leases import boottime
 from .line import Line
 from .process import ChildProcess
+from .reports import Reports
 from .residue import PROCESSES
 from .restarts import restart_delay_seconds
 from .slots import Limits, Slots
@@ -47,12 +48,13 @@ log = logging.getLogger(__name__)
 class Executor:
     """The pool gives runs to its `line`, and has its `escalation` end them."""
 
-    def __init__(self, number: int, slots: Slots, starter: Starter, limits: Limits) -> None:
+    def __init__(self, number: int, slots: Slots, reports: Reports, starter: Starter, limits: Limits) -> None:
         self.number = number
         self.pid: int | None = None
         self.left = anyio.Event()  # once `leave` was called and there is no child any more
         self.line = Line(
             slots,
+            reports,
             limits,
             idle=lambda: slots.idle(self),
             time_out=lambda: self.escalation.end_run(Ending.TIMED_OUT),
@@ -60,6 +62,7 @@ class Executor:
         )
         self.escalation = Escalation(self.line, limits, abandon=self._abandon)
         self._slots = slots
+        self._reports = reports
         self._starter = starter
         self._limits = limits
         self._boot = Boot(slots, starter, limits.startup_timeout_seconds)
@@ -142,13 +145,13 @@ class Executor:
     def _died(self, why: str) -> None:
         """A death for which no run is to blame: the more of them in a row, the longer until the next child."""
         self._deaths_in_a_row += 1
-        self._slots.child_lost(why)
+        self._reports.child_lost(why)
 
     def _abandon(self, child: ChildProcess, held: InHand) -> None:
         """Its run is for others, once its lease has expired. The slot is lost until the kernel lets go of the child."""
         self.line.let_go(held)
         why = f"child {child.pid} of slot {self.number} cannot be killed: it waits in the kernel for what does not come"
-        self._slots.abandoned(held.run, why)
+        self._reports.abandoned(held.run, why)
 
     def leave(self) -> None:
         """Ask the child to leave in good order; none takes its place."""
@@ -195,7 +198,7 @@ class Executor:
             held.end()
         self.line.begin(ended)
         seconds = [reply.seconds for reply in plain]
-        self._slots.succeeded(list(zip(ended, seconds, child.told_outputs(plain), strict=True)))
+        self._reports.succeeded(list(zip(ended, seconds, child.told_outputs(plain), strict=True)))
         self.line.stepped(len(plain))
         if self.line.in_hand is None and not child.gone:
             self._slots.idle(self)
@@ -270,7 +273,7 @@ class Executor:
     def _finish(self, held: InHand, how: wire.Succeeded | wire.Failed | Death, child: ChildProcess | None) -> None:
         ended = ended_by(how, held, child, self.pid)
         self.line.let_go(held)
-        self._slots.ended(ended)
+        self._reports.ended(ended)
         if isinstance(how, Death) and ended.ending is None:
             self._deaths_in_a_row = 0  # it was able to start and to begin
 

@@ -27,6 +27,6 @@ def why_not_ready(supervisor: Supervisor) -> list[str]:
         reasons.append("the database does not answer")
     if all(executor.pid is None for executor in supervisor.pool.executors):
         reasons.append("no child is ready to execute runs")
-    if supervisor.pool.degraded:
+    if supervisor.reports.degraded:
         reasons.append("children die more often than the restart limit allows")
     return reasons

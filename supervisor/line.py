@@ -24,6 +24,7 @@ from . import usage, wire
 from .delivery import Delivery, listen_to
 from .in_hand import Assignment, InHand
 from .process import ChildProcess
+from .reports import Reports
 from .slots import Limits, Slots
 from .windows import how_many_fit
 
@@ -42,6 +43,7 @@ class Line:
     def __init__(
         self,
         slots: Slots,
+        reports: Reports,
         limits: Limits,
         *,
         idle: Callable[[], None],
@@ -54,6 +56,7 @@ class Line:
         self.in_hand: InHand | None = None
         self.behind: deque[InHand] = deque()  # delivered, to be done after the one in hand
         self._slots = slots
+        self._reports = reports
         self._limits = limits
         self._idle = idle
         self._time_out = time_out
@@ -156,7 +159,7 @@ class Line:
     def _let_go_behind(self, held: InHand) -> None:
         self.behind.remove(held)
         held.end()
-        self._slots.never_begun(held.run)
+        self._reports.never_begun(held.run)
 
     def _start_timeout(self, held: InHand) -> None:
         timeout_seconds = held.assignment.terms.timeout_seconds
@@ -177,7 +180,7 @@ class Line:
         held = self.in_hand
         if held is not None and not held.delivered:
             self.let_go(held)
-            self._slots.never_begun(held.run)
+            self._reports.never_begun(held.run)
 
     def give_back_and_idle(self) -> None:
         self.give_back()
@@ -295,7 +298,7 @@ class Line:
         news = [held for held in some if not held.told]
         for held in news:
             held.told = True
-        self._slots.began(news)
+        self._reports.began(news)
 
     def hand_on(self, back: Sequence[InHand]) -> None:
         """Have others do what no child has begun, unless it was to end anyway."""
@@ -304,7 +307,7 @@ class Line:
         wanted = [held.assignment for held in back if held.ending is None]
         for held in back:
             if held.ending is not None:
-                self._slots.never_begun(held.run)
+                self._reports.never_begun(held.run)
         self._slots.place(wanted)
 
     def let_go_of_waiting(self) -> None:

@@ -9,7 +9,6 @@ Where runs are short there is room for more than one behind each: see `windows`.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from time import monotonic
@@ -17,31 +16,22 @@ from uuid import UUID
 
 import anyio
 from msgspec import Struct
-from msgspec.structs import replace
 
-from durablestack.events import EventType
 from durablestack.jobs import JobRegistration, JobRegistry
-from durablestack.options import CrashedRunPolicy
-from durablestack.runs import Failed, Lease, Outcome, Output, Released, Run, Succeeded
+from durablestack.runs import Lease, Run
 
-from . import verdict, wire
-from .bus import NOT_BEGUN, Course, Emit, Told
-from .death import Death
-from .ended import Ended
 from .executor import Executor
-from .in_hand import Assignment, InHand
+from .in_hand import Assignment
 from .leases import LeaseTable
 from .line import Line
 from .process import ChildProcess
-from .restarts import Restarts
+from .reports import Reports
 from .slots import Limits
 from .starter import Starter
 from .terms import Terms
-from .verdict import Ending, RetryAfter
+from .verdict import Ending
 from .watch import Watch
 from .windows import Windows, is_short
-
-log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.025
 _GENEROUS_TIMES = 3  # as many as a child should have, for what is claimed already
@@ -49,7 +39,6 @@ _BY_THE_ANSWER = 2  # windows: that which is being done, and the one after it
 _LOOK_FOR_REPLIES_SECONDS = 0.001
 _MORE_ROOM_WITHIN_SECONDS = 0.001
 _ALL_CHILDREN_WITHIN_SECONDS = 0.1
-_LEASE_IS_LOST = "its lease is lost"
 
 
 class Room(Struct, frozen=True):
@@ -74,29 +63,21 @@ class Pool:
         limits: Limits,
         jobs: JobRegistry,
         leases: LeaseTable,
-        restarts: Restarts,
+        windows: Windows,
+        reports: Reports,
         *,
         terms_of: Callable[[JobRegistration], Terms],
-        crashed_run_policy: CrashedRunPolicy,
-        retry_after: RetryAfter,
-        record: Callable[[Sequence[Told]], None],
-        emit: Emit,
     ) -> None:
-        self.executors = [Executor(number, self, starter, limits) for number in range(size)]
+        self.executors = [Executor(number, self, reports, starter, limits) for number in range(size)]
         self.job_names = frozenset(jobs.names)
         self.has_started = False
-        self.children_lost = 0
         self.on_room: Callable[[], None] = lambda: None
         self._watch = Watch(lambda: self.busy, starter.oom_kills)
         self._jobs = jobs
         self._leases = leases
-        self._restarts = restarts
+        self._windows = windows
+        self._reports = reports
         self._terms_of = terms_of
-        self._crashed_run_policy = crashed_run_policy
-        self._retry_after = retry_after
-        self._record = record
-        self._emit = emit
-        self._windows = Windows(size, limits.window_max if limits.runs_per_child_max is None else 1)
         self._terms: dict[str, Terms] = {}
         self._waiting = 0  # behind others, when that was last counted, less those that have begun since
         self._waiting_min = 0  # below that it is time for more
@@ -108,6 +89,7 @@ class Pool:
         self._some_short = asyncio.Event()
         self._no_more_room_soon: asyncio.Event | None = None
         self._quiet: asyncio.Event | None = None
+        reports.on_told = self._check_quiet
 
     async def run(self) -> None:
         async with anyio.create_task_group() as executors:
@@ -204,7 +186,7 @@ class Pool:
         """Find a place for runs that no child has begun; return for how many there is none, which are given back."""
         if not self._lets_wait:
             for assignment in assignments:
-                self.never_begun(assignment.run)
+                self._reports.never_begun(assignment.run)
             return len(assignments)
         idle = min(len(assignments), len(self._idle))
         for assignment in assignments[:idle]:
@@ -234,7 +216,7 @@ class Pool:
                 share = -(-len(waiting) // len(left))
                 left = [line for line in left if line.add(waiting, share, times)]
         for assignment in (*without_place, *waiting):
-            self.never_begun(assignment.run)
+            self._reports.never_begun(assignment.run)
         return len(without_place) + len(waiting)
 
     def _count_waiting(self) -> None:
@@ -322,83 +304,6 @@ class Pool:
         """The child is about to begin these, but for those returned, which are not to be trusted any more."""
         return self._leases.all_executing(leases, child)
 
-    def never_begun(self, run: Run) -> None:
-        self._tell(run, Released(run.lease), "it had not begun")
-
-    def abandoned(self, run: Run, why: str) -> None:
-        self.child_lost(why, run)
-        self._tell(run, None, "its lease is left to expire")
-
-    def began(self, begun: Sequence[InHand]) -> None:
-        for held in begun:
-            self._emit(EventType.JOB_STARTED, held.run, course=held.course)
-            if held.run.attempt > 1:
-                self._emit(EventType.JOB_RETRIED, held.run, course=held.course)
-
-    def succeeded(self, ended: Sequence[tuple[InHand, float, Output]]) -> None:
-        """The plain case of `ended`, which is the most frequent one by far: nobody wanted them to end. With the seconds
-        that they took, and what they wrote."""
-        lost = self._leases.all_finished([held.lease for held, _, _ in ended])
-        self._windows.ended([(held.run.job_name, seconds) for held, seconds, _ in ended])
-        told: list[Told] = []
-        for held, seconds, output in ended:
-            course = Course(seconds, held.course.trace_id, held.course.span_id)
-            if lost and held.lease in lost:
-                self._emit(EventType.LEASE_LOST, held.run, course=course)
-                self._tell(held.run, None, _LEASE_IS_LOST)
-            else:
-                told.append((held.run, Succeeded(held.lease, output), course))
-        self._record(told)
-        self._check_quiet()
-
-    def ended(self, ended: Ended) -> None:
-        run = ended.assignment.run
-        if not isinstance(ended.how, Death):
-            self._windows.ended([(run.job_name, ended.how.seconds)])
-        ending = Ending.LEASE_LOST if self._is_lost(run, ended.how) else ended.ending
-        outcome = verdict.of(
-            run,
-            ended.how,
-            ending,
-            ended.evidence,
-            terms=ended.assignment.terms,
-            retry_after=self._retry_after,
-            crashed_run_policy=self._crashed_run_policy,
-        )
-        if ending is Ending.LEASE_LOST:
-            self._emit(EventType.LEASE_LOST, run, course=ended.course)
-        elif ending is None and isinstance(ended.how, Death):
-            self.child_lost(f"child {ended.pid} died of run {run.id} ({run.job_name}): {ended.how.how}", run)
-        why_not = _LEASE_IS_LOST if ending is Ending.LEASE_LOST else "its lease is left to expire"
-        course = ended.course
-        if isinstance(outcome, Failed) and outcome.failure.crashed:
-            course = replace(course, quarantined=verdict.has_crashed_enough(run, ended.assignment.terms))
-        self._tell(run, outcome, why_not, course)
-
-    def _is_lost(self, run: Run, how: wire.Succeeded | wire.Failed | Death) -> bool:
-        """What died when its lease was not to be trusted did not crash, whoever came first; a result is worth a try."""
-        if self._leases.is_lost(run.lease):
-            return True
-        return isinstance(how, Death) and (how.by_guard or not self._leases.is_trusted(run.lease))
-
-    def _tell(self, run: Run, outcome: Outcome | None, why_not: str, course: Course = NOT_BEGUN) -> None:
-        if outcome is None:
-            log.warning(
-                "run abandoned, %s: run_id=%s job_name=%s attempt=%d", why_not, run.id, run.job_name, run.attempt
-            )
-            self._leases.drop([run.lease])
-        else:
-            self._leases.finished(run.lease)
-            self._record([(run, outcome, course)])
-        self._check_quiet()
-
-    def child_lost(self, why: str, run: Run | None = None) -> None:
-        self.children_lost += 1
-        log.warning("%s", why)
-        self._emit(EventType.CHILD_CRASHED, run, message=why)
-        if self._restarts.record():
-            log.error("more children have died than the restart limit allows: this worker is degraded, and goes on")
-
     # --- ending runs
 
     def end_run(self, run_id: UUID, ending: Ending) -> None:
@@ -432,10 +337,6 @@ class Pool:
     @property
     def busy(self) -> list[Executor]:
         return [executor for executor in self.executors if executor.assignment is not None]
-
-    @property
-    def degraded(self) -> bool:
-        return self._restarts.degraded
 
     async def quiet(self) -> None:
         """Wait until no run is in hand."""

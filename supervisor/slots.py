@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
-from durablestack.runs import Lease, Output, Run
+from durablestack.runs import Lease
 
-from .ended import Ended
-from .in_hand import Assignment, InHand
+from .in_hand import Assignment
 from .process import ChildProcess
 
 if TYPE_CHECKING:
@@ -28,9 +27,14 @@ class Limits(Struct, frozen=True, kw_only=True):
     child_memory_max: int | None = None
     """In bytes: a child that keeps more than that when a run has ended is replaced."""
 
+    @property
+    def runs_at_once_max(self) -> int:
+        """Of a child. One that is replaced after so many runs has one at a time: what waited would lose its place."""
+        return self.window_max if self.runs_per_child_max is None else 1
+
 
 class Slots(Protocol):
-    """What an executor tells the pool it belongs to."""
+    """What an executor tells the pool it belongs to, and asks it. What becomes of its runs it tells `Reports`."""
 
     job_names: frozenset[str]
     has_started: bool  # a child has been ready
@@ -40,11 +44,5 @@ class Slots(Protocol):
     def idle(self, executor: Executor) -> None: ...
     def busy_or_gone(self, executor: Executor) -> None: ...
     def not_to_begin(self, leases: Sequence[Lease], child: ChildProcess) -> list[Lease]: ...
-    def began(self, begun: Sequence[InHand]) -> None: ...
-    def succeeded(self, ended: Sequence[tuple[InHand, float, Output]]) -> None: ...
-    def ended(self, ended: Ended) -> None: ...
-    def never_begun(self, run: Run) -> None: ...
-    def abandoned(self, run: Run, why: str) -> None: ...
     def place(self, assignments: Sequence[Assignment]) -> int: ...
     def moved_on(self, times: int) -> None: ...
-    def child_lost(self, why: str, run: Run | None = None) -> None: ...

@@ -57,7 +57,7 @@ def _headline(supervisor: Supervisor) -> Text:
     ):
         if count:
             text.append(f"   {count} {word}", style=style)
-    if supervisor.pool.degraded:
+    if supervisor.reports.degraded:
         text.append("   children die too often", style="bold red")
     if supervisor.stopping:
         text.append("\n stopping", style="bold")

@@ -48,6 +48,7 @@ from .incarnation import this_worker
 from .leases import LeaseTable
 from .monitoring import answers
 from .pool import Pool
+from .reports import Reports
 from .residents import Residents
 from .restarts import Restarts
 from .retries import Retries
@@ -60,6 +61,7 @@ from .tally import RunTally
 from .telemetry import TelemetrySink
 from .terms import terms_of
 from .waking import Waking
+from .windows import Windows
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +112,8 @@ class Supervisor:
         )
         self._starter = self._new_starter()
         self.guard = self._starter.guard = Guard(options.guard)
+        self._windows = Windows(options.max_concurrent_runs, _limits(options).runs_at_once_max)
+        self.reports = self._new_reports()
         self.pool = self._new_pool()
         self.drain = Drain(self.pool, options)
         self.claimer = self._new_claimer()
@@ -154,20 +158,29 @@ class Supervisor:
             preload=("durablestack.jobs.container",) if stack.services else (),
         )
 
+    def _new_reports(self) -> Reports:
+        options = self.stack.options
+        return Reports(
+            self.leases,
+            self._windows,
+            Restarts(options.restart_limit, options.restart_period_seconds),
+            crashed_run_policy=options.crashed_run_policy,
+            retry_after=Retries(options, self.stack.jobs).after,
+            record=self.completer.record,
+            emit=self.bus.emit,
+        )
+
     def _new_pool(self) -> Pool:
-        options, jobs = self.stack.options, self.stack.jobs
+        options = self.stack.options
         return Pool(
             options.max_concurrent_runs,
             self._starter,
             _limits(options),
-            jobs,
+            self.stack.jobs,
             self.leases,
-            Restarts(options.restart_limit, options.restart_period_seconds),
+            self._windows,
+            self.reports,
             terms_of=partial(terms_of, options=options),
-            crashed_run_policy=options.crashed_run_policy,
-            retry_after=Retries(options, jobs).after,
-            record=self.completer.record,
-            emit=self.bus.emit,
         )
 
     def _new_claimer(self) -> Claimer:

@@ -19,10 +19,12 @@ from durablestack.supervisor.death import Death
 from durablestack.supervisor.executor import Executor
 from durablestack.supervisor.leases import LeaseTable, boottime
 from durablestack.supervisor.pool import Pool
+from durablestack.supervisor.reports import Reports
 from durablestack.supervisor.restarts import Restarts
 from durablestack.supervisor.slots import Limits
 from durablestack.supervisor.starter import Starter
 from durablestack.supervisor.terms import Terms
+from durablestack.supervisor.windows import Windows
 
 LIMITS = Limits(startup_timeout_seconds=10, cancel_grace_seconds=1, terminate_grace_seconds=1, output_bytes_max=1024)
 
@@ -49,18 +51,25 @@ class Parts:
         registry = JobRegistry()
         registry.add(job, name="job")
         registry.add(long_job, name="long job")
+        self.windows = Windows(size, limits.runs_at_once_max)
+        self.reports = Reports(
+            self.leases,
+            self.windows,
+            Restarts(10, 60.0),
+            crashed_run_policy=CrashedRunPolicy.RECORD,
+            retry_after=lambda run, asked: None,
+            record=lambda ended: self.recorded.extend(outcome for _, outcome, _ in ended),
+            emit=lambda event_type, run=None, **_: self.told.append((event_type, None if run is None else run.id)),
+        )
         self.pool = Pool(
             size,
             Starter(StartMethod.SPAWN, ()),
             limits,
             registry,
             self.leases,
-            Restarts(10, 60.0),
+            self.windows,
+            self.reports,
             terms_of=lambda job: terms,
-            crashed_run_policy=CrashedRunPolicy.RECORD,
-            retry_after=lambda run, asked: None,
-            record=lambda ended: self.recorded.extend(outcome for _, outcome, _ in ended),
-            emit=lambda event_type, run=None, **_: self.told.append((event_type, None if run is None else run.id)),
         )
         self.executor = self.pool.executors[0]
 
@@ -156,7 +165,7 @@ class ShortParts(Parts):
         self.children = [ShortChild(room_for) for _ in range(size)]
         for executor, child in zip(self.pool.executors, self.children, strict=True):
             self.gets(executor, child)
-        self.pool._windows.ended([("job", SHORT_SECONDS)] * 100)
+        self.windows.ended([("job", SHORT_SECONDS)] * 100)
 
     def gets(self, executor: Executor, child: ShortChild) -> None:
         self.children[executor.number] = child

@@ -77,7 +77,7 @@ async def test_a_child_that_has_no_room_for_the_run_in_front_is_replaced_and_the
     assert ids(parts.has(parts.executor)) == [front.id]
     assert parts.released == set(ids(behind))
     parts.dies(parts.executor, Death(0))
-    assert parts.pool.children_lost == 0, "it was asked to leave"
+    assert parts.reports.children_lost == 0, "it was asked to leave"
     parts.gets(parts.executor, ShortChild())
     does_all(parts)
     assert how_each_ended(parts, [front]) == [[Succeeded]]
@@ -198,7 +198,7 @@ async def test_of_a_child_that_dies_at_its_first_run_the_others_are_done_elsewhe
     parts.dies(first)
     assert how_each_ended(parts, [front]) == [[Failed]]
     assert parts.began(front.id) == 1
-    assert parts.pool.children_lost == 1
+    assert parts.reports.children_lost == 1
     assert set(ids(untaken)) < set(ids(parts.has(second)))
     does_all(parts)
     assert how_each_ended(parts, runs) == [[Failed] if run is front else [Succeeded] for run in runs]
@@ -242,7 +242,7 @@ async def test_only_the_run_that_was_being_done_is_to_blame_after_replies_to_tho
     parts.dies(parts.executor)
     assert how_each_ended(parts, runs) == [[Succeeded], [Succeeded], [Failed], [Released], [Released]]
     assert [parts.began(run.id) for run in runs] == [1, 1, 1, 0, 0]
-    assert parts.pool.children_lost == 1
+    assert parts.reports.children_lost == 1
 
 
 @pytest.mark.parametrize("done_before", [0, 1])
@@ -259,7 +259,7 @@ async def test_a_run_in_front_that_a_dead_child_had_not_taken_waits_for_the_next
     assert ids(parts.has(first)) == [front.id]
     assert set(ids(behind)) < set(ids(parts.has(second)))
     assert len(parts.recorded) == done_before
-    assert parts.pool.children_lost == 1
+    assert parts.reports.children_lost == 1
     assert parts.began(front.id) == 0
     parts.gets(first, ShortChild())
     does_all(parts)
@@ -370,7 +370,7 @@ async def test_a_child_that_is_spoilt_is_replaced_and_the_next_one_gets_what_it_
     assert ids(parts.has(first)) == [front.id]
     assert set(ids(behind)) < set(ids(parts.has(second)))
     parts.dies(first, Death(0))
-    assert parts.pool.children_lost == 0, "it was asked to leave"
+    assert parts.reports.children_lost == 0, "it was asked to leave"
     parts.gets(first, ShortChild())
     does_all(parts)
     assert how_each_ended(parts, runs) == [[Succeeded]] * 8
@@ -384,7 +384,7 @@ async def test_a_spoilt_child_that_has_nothing_to_do_is_given_nothing_any_more()
     parts.executor._on_reply(SPOILT)
     assert parts.pool.take_room(10).size == 0
     parts.dies(parts.executor, Death(0))
-    assert parts.pool.children_lost == 0
+    assert parts.reports.children_lost == 0
     parts.gets(parts.executor, ShortChild())
     assert parts.pool.take_room(1).idle == [parts.executor]
 

@@ -96,11 +96,11 @@ async def test_a_death_that_the_end_of_trust_brought_is_no_crash(cause: str) -> 
     asked_at = boottime() if cause == "the guard killed it" else boottime() - held_for.total_seconds()
     parts.leases.hold([run.lease], asked_at, held_for)
     death = Death(-9, by_guard=cause == "the guard killed it")
-    parts.pool.ended(
+    parts.reports.ended(
         Ended(assignment=Assignment(run, Terms()), how=death, ending=None, evidence=Evidence(), course=NOT_BEGUN, pid=1)
     )
     assert parts.recorded == []
-    assert parts.pool.children_lost == 0
+    assert parts.reports.children_lost == 0
     assert parts.leases.held() == []
 
 
@@ -141,7 +141,7 @@ async def test_of_more_than_was_asked_for_a_child_is_given_a_bounded_number_and_
 
 async def test_a_child_is_never_given_more_than_a_number_of_runs_however_short_they_are() -> None:
     parts = ShortParts(1)
-    parts.pool._windows.ended([("job", 0.0)] * 300)
+    parts.windows.ended([("job", 0.0)] * 300)
     room = parts.pool.take_room(1_000)
     assert room.size == WINDOW_MAX
     parts.pool.hand_out(room, parts.claims(WINDOW_MAX))

@@ -160,7 +160,7 @@ async def test_starts_that_are_abandoned_cost_another_supervisor_no_run_and_leav
             with anyio.fail_after(PATIENCE_SECONDS):
                 while set(filter(still_running, children_of(fork_server))) != set(pids):
                     await anyio.sleep(0.01)
-            assert busy.pool.children_lost == 0
+            assert busy.reports.children_lost == 0
             assert [run.attempt for id in run_ids if (run := mine.queries.get_run(id))] == [1, 1]
 
 

@@ -212,7 +212,7 @@ def test_output_is_kept_up_to_as_many_bytes_as_the_options_say(sqlite_bench: Ben
 
 
 async def test_children_may_die_as_often_as_the_options_say() -> None:
-    restarts = Supervisor(new_stack(restart_limit=3, restart_period_seconds=7)).pool._restarts
+    restarts = Supervisor(new_stack(restart_limit=3, restart_period_seconds=7)).reports._restarts
     assert (restarts._limit, restarts._period_seconds) == (3, 7)
 
 

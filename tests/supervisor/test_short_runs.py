@@ -104,7 +104,7 @@ async def do_all(bench: ShortBench, **options: Any) -> Watched:
     """Execute what there is, until nothing is left."""
     async with bench.supervised(**options) as watched:
         await bench.until_ended()
-    assert watched.supervisor.pool.children_lost == 0
+    assert watched.supervisor.reports.children_lost == 0
     return watched
 
 

@@ -93,7 +93,7 @@ async def test_a_limit_that_the_last_of_several_runs_has_spoilt_is_met_by_none_o
             run_ids += bench.enqueue_all("short-and-limits", [{}] * 40 + [{"what": "limit"}])
             await bench.until_ended()
     bench.all_succeeded_at_once(run_ids)
-    assert watched.supervisor.pool.children_lost == 0
+    assert watched.supervisor.reports.children_lost == 0
     assert watched.behind_max > 0
     assert len({note.pid for note in bench.notes()}) == 10
 
@@ -113,7 +113,7 @@ async def test_a_limit_that_a_run_has_spoilt_is_met_by_none_of_those_that_were_t
             run_ids += bench.enqueue_all("short-and-limits", [{}] * 4 + [spoils] + [{}] * 16)
             await bench.until_ended()
     bench.all_succeeded_at_once(run_ids)
-    assert watched.supervisor.pool.children_lost == 0
+    assert watched.supervisor.reports.children_lost == 0
     assert watched.behind_max > 0
     found = [message for message in caplog.messages if "is replaced for what a run has left" in message]
     assert found, "this proves nothing otherwise"

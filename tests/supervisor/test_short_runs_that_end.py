@@ -64,7 +64,7 @@ async def test_a_run_that_ends_its_process_costs_those_behind_it_nothing(any_ben
             assert (run.status, run.attempt, run.crash_count) == (RunStatus.SUCCEEDED, 2, 1)
             assert any_bench.failed_attempts(run_id) == [deaths[how]]
             assert executions[run_id] == 2
-    assert watched.supervisor.pool.children_lost == 20
+    assert watched.supervisor.reports.children_lost == 20
     assert watched.kept_waiting & set(run_ids)
 
 
@@ -123,7 +123,7 @@ async def test_what_a_short_run_leaves_behind_is_met_by_none_of_those_that_waite
             expected = (RunStatus.SUCCEEDED, 1, None)
             assert executions[run.id] == 1
         assert (run.status, run.attempt, run.error_type) == expected, run.error_message
-    assert watched.supervisor.pool.children_lost == 0, "they are replaced, and nobody died"
+    assert watched.supervisor.reports.children_lost == 0, "they are replaced, and nobody died"
     assert watched.behind_max > 0
 
 
