@@ -152,7 +152,7 @@ def drain_seconds(stack: DurableStack) -> float:
             (row,) = tx.fetch(f"select min(started_at_utc), max(completed_at_utc) from {table}", {})
         began, ended = map(store.dialect.to_datetime, row)
     else:
-        runs = stack.store._runs.values()  # type: ignore[attr-defined]  # the in-memory store's own
+        runs = stack.store._tables.runs.values()  # type: ignore[attr-defined]  # the in-memory store's own
         began = min((run.started_at for run in runs if run.started_at), default=None)
         ended = max((run.completed_at for run in runs if run.completed_at), default=None)
     if began is None or ended is None:

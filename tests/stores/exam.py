@@ -271,8 +271,8 @@ def _age(store: Store, instant: str, run_ids: Sequence[UUID]) -> None:
 def _set_instant(store: Store, run_id: UUID, instant: str, value: datetime) -> None:
     match store:
         case InMemoryStore():
-            with store._locked():
-                store._put(replace(store._runs[run_id], **{instant: value}))
+            with store._locked() as (tables, _):
+                tables.put(replace(tables.runs[run_id], **{instant: value}))
         case SqlStore():
             change(store, f"update {{runs}} set {instant}_utc = :value where id = :id", value=value, id=run_id)
             age_marks(store)
@@ -325,7 +325,7 @@ def _type_ok(run: Run) -> bool:
 def _all_attempts(store: Store) -> list[Attempt]:
     match store:
         case InMemoryStore():
-            return [attempt for history in store._attempts.values() for attempt in history]
+            return [attempt for history in store._tables.attempts.values() for attempt in history]
         case SqlStore():
             ids = {store.dialect.to_uuid(row[0]) for row in query(store, "select distinct run_id from {attempts}")}
             return [attempt for run_id in ids if run_id for attempt in store.get_attempts(run_id)]
@@ -336,7 +336,8 @@ def _reused_tokens(store: Store) -> list[str]:
     """A lease whose token had an outcome recorded before would be no fence."""
     match store:
         case InMemoryStore():
-            reused = [id for id, token in store._last_tokens.items() if store._runs[id].lease_token == token]
+            tables = store._tables
+            reused = [id for id, token in tables.last_tokens.items() if tables.runs[id].lease_token == token]
         case _:
             reused = [row[0] for row in query(store, "select id from {runs} where lease_token = last_token")]
     return [f"run {run_id} is leased under a token that was used up" for run_id in reused]

@@ -73,7 +73,7 @@ class NoQuarantine(Wrapped):
 
     def _allow(self, run: Run, max_attempts: int) -> None:
         if isinstance(self.store, InMemoryStore):
-            self.store._put(replace(run, max_attempts=max_attempts))
+            self.store._tables.put(replace(run, max_attempts=max_attempts))
         else:
             change(self.store, "update {runs} set max_attempts = :value where id = :id", value=max_attempts, id=run.id)
 

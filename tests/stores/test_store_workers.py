@@ -66,7 +66,7 @@ def claim_of(store: Store, worker_id: UUID | None, *, worker_name: str = WORKER,
 def age_seen(store: Store, worker: Worker) -> None:
     """Let it have been seen a day ago."""
     if isinstance(store, InMemoryStore):
-        store._workers[worker.id] = worker, store.now() - LONG_AGO
+        store._tables.workers[worker.id] = worker, store.now() - LONG_AGO
     else:
         statement = "update {workers} set seen_at_utc = :value where id = :id"
         change(store, statement, value=store.now() - LONG_AGO, id=worker.id)
