@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
@@ -16,10 +14,9 @@ from durablestack.runs import Attempt, Lease, NewRun, Outcome, Released, Run, Ru
 from durablestack.schedules import Schedule
 from durablestack.workers import Worker
 
-from . import claims, inserts, migrate, recurring, wishes
+from . import claims, migrate, recurring, wishes
 from .connections import Connections, Transaction
-from .connections.callers import async_driver_connection, in_callers_transaction, may_notify
-from .connections.transaction import AlreadyThere, Row
+from .connections.transaction import Row
 from .contract import (
     WORKERS_PER_PRUNE_MAX,
     Backlog,
@@ -37,11 +34,11 @@ from .contract import (
     Stack,
 )
 from .dialects import Dialect
-from .hints import NO_HINTS, PER_SECOND_MAX, PER_SECOND_OF_CALLERS, HintRate
+from .enqueuer import Enqueuer
 from .leases import expire_leases, extend_leases, find_requests
 from .low_water import LowWater
 from .outcomes import ask_to_succeed, is_plain_success, record, rehearse_success, written_length
-from .rows import Rows, new_run_parameters, worker_parameters
+from .rows import Rows, worker_parameters
 from .session import Answer, Session
 from .statements import TEMPLATES
 from .steps import Steps, in_one
@@ -74,10 +71,9 @@ class SqlStore:
         self._low_water = lru_cache(maxsize=_CLAIMERS_MAX)(lambda job_names: LowWater())
         self._listens = wake_on_enqueue
         self._channel = f"{prefix}durable_stack"
-        self._hints = self._callers_hints = NO_HINTS
         if dialect.hint and wake_on_enqueue:
             self._sql["HINT"] = dialect.render("HINT", dialect.hint, prefix)
-            self._hints, self._callers_hints = HintRate(PER_SECOND_MAX), HintRate(PER_SECOND_OF_CALLERS)
+        self._enqueuer = Enqueuer(connections, self._sql, dialect, self._session, self._channel)
 
     # --- schema
 
@@ -105,68 +101,13 @@ class SqlStore:
     # --- enqueue
 
     def enqueue(self, runs: Sequence[NewRun], connection: Any = None) -> None:
-        if connection is not None:
-            tx = in_callers_transaction(connection, self._connections.driver, self._connections.execute_many)
-            self._insert(self._session(tx), runs, self._callers_hints if tx.may_notify else NO_HINTS)
-            return
-        began_at = time.monotonic()
-        try:
-            if inserts.goes_alone(runs):
-                hinted = self._enqueue_alone(runs)
-            else:
-                hinted = self._copy(runs) if self._copies(runs) else self._enqueue(runs)
-        except AlreadyThere:  # was one of them: it is left as it is
-            hinted = self._enqueue(runs)
-        if hinted:
-            self._hints.took((time.monotonic() - began_at) / len(runs))
-
-    def _copies(self, runs: Sequence[NewRun]) -> bool:
-        return "RUNS_COPY" in self._sql and inserts.may_be_copied(runs)
-
-    def _copy(self, runs: Sequence[NewRun]) -> bool:
-        with self._transaction() as tx:
-            inserts.copy(tx, runs)
-            return self._hint(tx, runs, self._hints)
-
-    def _enqueue(self, runs: Sequence[NewRun]) -> bool:
-        with self._transaction() as tx:
-            return self._insert(tx, runs, self._hints)
-
-    def _enqueue_alone(self, runs: Sequence[NewRun]) -> bool:
-        (parameters,) = new_run_parameters(runs)
-        text = self._hints.take(runs)
-        if text is None:
-            self._connections.run_alone(self._sql["RUN_INSERT"], self.dialect.bind(parameters))
+        if connection is None:
+            self._enqueuer.enqueue(runs)
         else:
-            hinted = {**parameters, "channel": self._channel, "text": text}
-            self._connections.run_alone(self._sql["RUN_INSERT_HINTED"], self.dialect.bind(hinted))
-        return text is not None
+            self._enqueuer.enqueue_with(connection, runs)
 
     async def enqueue_async(self, runs: Sequence[NewRun], connection: Any) -> None:
-        driver_connection = await async_driver_connection(connection, self._connections.driver)
-        cursor = driver_connection.cursor()
-        alike = "RUNS_INSERT" in self._sql and inserts.are_alike(runs)
-        if not alike:
-            parameters = [self.dialect.bind(each) for each in new_run_parameters(runs)]
-            await _awaited(cursor.executemany(self._sql["RUN_INSERT"], parameters))
-        for portion in inserts.insert_portions(runs) if alike else ():
-            await _awaited(cursor.execute(self._sql["RUNS_INSERT"], self.dialect.bind(portion)))
-        if may_notify(driver_connection) and (text := self._callers_hints.take(runs)) is not None:
-            await _awaited(cursor.execute(self._sql["HINT"], {"channel": self._channel, "text": text}))
-
-    def _insert(self, tx: Session, runs: Sequence[NewRun], hints: HintRate) -> bool:
-        """Return whether listeners are told, once it is committed."""
-        inserts.insert(tx, runs)
-        return self._hint(tx, runs, hints)
-
-    def _insert_one(self, tx: Session, run: NewRun) -> None:
-        self._insert(tx, [run], self._hints)
-
-    def _hint(self, tx: Session, runs: Sequence[NewRun], hints: HintRate) -> bool:
-        text = hints.take(runs)
-        if text is not None:
-            tx.run("HINT", channel=self._channel, text=text)
-        return text is not None
+        await self._enqueuer.enqueue_with_async(connection, runs)
 
     # --- claim, record
 
@@ -289,7 +230,7 @@ class SqlStore:
         with self._transaction() as tx:
             run = wishes.requeued(tx, run_id)
             if run is not None:
-                self._insert_one(tx, run)
+                self._enqueuer.insert_one(tx, run)
         return run.id if run is not None else None
 
     def request_stack(self, run_id: UUID) -> bool:
@@ -395,11 +336,11 @@ class SqlStore:
 
     def materialize_recurring_run(self, job_name: str, slot_due: SlotDue) -> NewRun | None:
         with self._transaction() as tx:
-            return recurring.materialize(tx, job_name, slot_due, self._insert_one)
+            return recurring.materialize(tx, job_name, slot_due, self._enqueuer.insert_one)
 
     def run_schedule_now(self, job_name: str) -> UUID | None:
         with self._transaction() as tx:
-            return recurring.run_now(tx, job_name, self._insert_one)
+            return recurring.run_now(tx, job_name, self._enqueuer.insert_one)
 
     # --- prune
 
@@ -449,8 +390,3 @@ def _ask_to_exchange(
 
 def _all_succeeded(outcomes: Sequence[Outcome], rows: list[Row]) -> bool:
     return bool(rows[0][0] == len(outcomes))
-
-
-async def _awaited(value: Any) -> Any:
-    """A caller's connection may be synchronous too."""
-    return await value if inspect.isawaitable(value) else value

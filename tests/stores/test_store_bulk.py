@@ -109,8 +109,8 @@ def test_each_is_stored_as_it_was_given_in_whatever_encoding_it_is_sent(
 @on_postgres
 def test_they_are_copied_where_it_pays_and_they_differ_by_their_payload_alone(store: Store) -> None:
     assert isinstance(store, SqlStore)
-    assert store._copies(many())
-    assert not store._copies(many(19))
+    assert store._enqueuer._copies(many())
+    assert not store._enqueuer._copies(many(19))
     for other in (
         new_run(scheduled_for=store.now()),
         new_run(slot=store.now()),
@@ -118,7 +118,7 @@ def test_they_are_copied_where_it_pays_and_they_differ_by_their_payload_alone(st
         new_run(job_name="other"),
         new_run(trace_context="{}"),
     ):
-        assert not store._copies([*many(), other])
+        assert not store._enqueuer._copies([*many(), other])
 
 
 def test_those_that_are_not_copied_are_stored_too(store: Store) -> None:
@@ -179,7 +179,7 @@ def test_those_whose_commit_was_not_answered_are_enqueued_again_and_stored_once(
 ) -> None:
     runs = many()
     assert isinstance(proxied, SqlStore)
-    proxied._hints = NO_HINTS  # so that the commit follows
+    proxied._enqueuer.hints = NO_HINTS  # so that the commit follows
     proxy.cut_commit(when, COPY_DONE)
     assert is_uncertain(lambda: proxied.enqueue(runs))
     assert len(all_runs(store)) == (0 if when == "before" else 30)

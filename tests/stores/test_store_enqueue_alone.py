@@ -40,7 +40,7 @@ def is_uncertain(call: Callable[[], object]) -> bool:
 
 
 def hint_all(store: SqlStore, hinted: bool) -> None:
-    store._hints = HintRate(1e9) if hinted else NO_HINTS
+    store._enqueuer.hints = HintRate(1e9) if hinted else NO_HINTS
 
 
 @on_examined_servers
