@@ -8,19 +8,20 @@ import random
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from datetime import timedelta
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import anyio
 
-from durablestack.errors import StoreError, StoreUnavailable
+from durablestack.errors import StoreError
 from durablestack.events import EventType
-from durablestack.runs import CANCELLED_MESSAGE, LEASE_EXPIRED, Failure, Outcome, RunStatus
-from durablestack.stores.contract import Claim, Claimed, Exchanged, ExpiredRun, Store
+from durablestack.runs import CANCELLED_MESSAGE, LEASE_EXPIRED, Failure, RunStatus
+from durablestack.stores.contract import Claim, Claimed, ExpiredRun, Store
 from durablestack.workers import Worker
 
 from .bus import Emit
 from .completer import Completer
-from .door import ask_store, ask_store_in_steps
+from .door import ask_store
+from .exchange import Exchange
 from .expiry import Expiry
 from .leases import LeaseTable, boottime
 from .pace import Pace
@@ -112,8 +113,8 @@ class Claimer:
         self._enqueued = False
         self._comes_by: Callable[[], bool] = _never
         self._failures_in_a_row = 0
+        self._exchange = Exchange(store, completer)
         self._expiry = Expiry(store, lease_duration, emit)
-        self._uncertain_claims: set[UUID] = set()
 
     def wake(self) -> None:
         """There may be something to claim: a slot became free, or somebody enqueued."""
@@ -132,7 +133,7 @@ class Claimer:
     @property
     def unanswered(self) -> bool:
         """Whether the last claim failed, or one that failed may have leased what is yet to be released."""
-        return self._failures_in_a_row > 0 or bool(self._uncertain_claims)
+        return self._failures_in_a_row > 0 or self._exchange.uncertain
 
     def wake_after(self, delay: timedelta) -> None:
         """There will be something to claim. What is further off than the next poll is left to it."""
@@ -239,7 +240,7 @@ class Claimer:
 
     async def _claim(self, room: Room, begun: Callable[[], None]) -> Claimed:
         try:
-            await self._release_uncertain_claims()
+            await self._exchange.release_uncertain()
             claim = Claim(
                 worker_name=self._worker.name,
                 worker_id=self._worker.id,
@@ -254,7 +255,7 @@ class Claimer:
             )
             self._enqueued = False
             asked_at = boottime()
-            claimed = await self._exchange(claim, begun)
+            claimed = await self._exchange.claim(claim, begun)
         except StoreError as error:
             self._failed(error)
             return Claimed([], [])
@@ -269,42 +270,6 @@ class Claimer:
         for run in claimed.runs:
             self._emit(EventType.JOB_CLAIMED, run)
         return claimed
-
-    async def _exchange(self, claim: Claim, begun: Callable[[], None]) -> Claimed:
-        """Claim, and write down what has ended, in one transaction."""
-        batch = self._completer.take()
-        try:
-            exchanged = await self._ask(claim, [outcome for _, outcome, _ in batch], begun)
-        except StoreUnavailable:
-            self._completer.put_back(batch)
-            raise
-        except StoreError as error:
-            self._completer.put_back(batch, refused=True)
-            if not batch:
-                raise
-            log.warning("outcomes are written without a claim, which is repeated without them: %s", error)
-            return (await self._ask(claim, [], begun)).claimed
-        except BaseException:
-            self._completer.put_back(batch)
-            raise
-        self._completer.written(batch, exchanged.recorded)
-        return exchanged.claimed
-
-    async def _ask(self, claim: Claim, outcomes: list[Outcome], begun: Callable[[], None]) -> Exchanged:
-        try:
-            return await ask_store_in_steps(self._store.exchange_in_steps(outcomes, claim), begun=begun)
-        except StoreUnavailable as error:
-            if error.uncertain:
-                self._uncertain_claims.add(claim.lease_token)
-            raise
-
-    async def _release_uncertain_claims(self) -> None:
-        """Runs that a claim leased whose answer was lost: nobody works on them, and nobody else may."""
-        for token in list(self._uncertain_claims):
-            released = await ask_store(self._store.release_claim, token)
-            self._uncertain_claims.discard(token)
-            if released:
-                log.info("released %d runs of a claim whose answer was lost", len(released))
 
     def _failed(self, error: StoreError) -> None:
         if self._failures_in_a_row == 0:
