@@ -236,8 +236,8 @@ class DurableStack:
         """The application that `targets` name: modules, packages, or `module:attribute` for a DurableStack.
 
         If one of them holds a DurableStack, that is it, with the jobs of all targets; otherwise one is made.
-        `config` names a file of options, in the place of `durablestack.toml`, which goes before those that the
-        application was made with. `changes` are options that go before all others.
+        `config` names a file of options, which go before those that the application was made with; where none was
+        made, it is read in the place of `durablestack.toml`. `changes` are options that go before all others.
 
         Raises:
             TargetError: a target cannot be found or imported, or there are several DurableStacks to choose from.

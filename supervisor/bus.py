@@ -22,7 +22,7 @@ class Course(Struct, frozen=True, gc=False):
     """What is known of an attempt besides its outcome."""
 
     duration_seconds: float | None = None
-    """From the order to the child until its reply, or its death."""
+    """As long as the job took in its child; of one whose child died, from when its turn came until the death."""
     trace_id: str | None = None
     span_id: str | None = None
     quarantined: bool = False

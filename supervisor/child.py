@@ -33,7 +33,7 @@ from . import wire
 from .address_space import AddressSpace
 from .application import Application, ChildSettings
 from .isolation import out_of_the_way, set_apart
-from .orders import Orders, OrdersLost
+from .orders import Orders, OrdersLost, Taken
 from .usage import Meter
 from .watchdog import Watchdog
 from .written import Written
@@ -177,22 +177,30 @@ class _Work:
         self._meter = Meter()
 
     def do(self) -> None:
-        """Until it is said that no order comes any more."""
+        """Until it is said that no order comes any more, or this process is fit for none."""
         while (taken := self._orders.take()) is not None:
             self._written.take()  # what was written between two runs belongs to neither
-            while taken is not None:
-                latest, cancel_flag = taken
-                some_follow = self._orders.some_follow
-                reply = self._execute(latest, cancel_flag, closely=not some_follow)
-                self._pipe.send(reply)
-                if reply.retires:
-                    self._orders.wait_stopped()
-                    return
-                taken = self._orders.waiting()
-            if some_follow and (left := self._application.residue.found):  # so it seemed, and they were taken back
-                self._pipe.send(wire.Spoilt(left, latest.run_id, latest.job_name))
+            if not self._do_in_a_row(taken):
                 self._orders.wait_stopped()
                 return
+
+    def _do_in_a_row(self, taken: Taken) -> bool:
+        """This order, and those that wait behind it; return whether the next run may meet this process."""
+        following: Taken | None = taken
+        while following is not None:
+            order, cancel_flag = following
+            some_follow = self._orders.some_follow
+            reply = self._execute(order, cancel_flag, closely=not some_follow)
+            self._pipe.send(reply)
+            if reply.retires:
+                return False
+            following = self._orders.waiting()
+        if not some_follow:
+            return True
+        left = self._application.residue.found  # not looked at closely: what seemed to follow was taken back
+        if left:
+            self._pipe.send(wire.Spoilt(left, order.run_id, order.job_name))
+        return not left
 
     def _execute(self, order: wire.Execute, cancel_flag: CancelFlag, *, closely: bool) -> _Reply:
         """`closely`: there is time to look at all that the run may have left."""

@@ -34,11 +34,11 @@ _BACKOFF_SECONDS_MAX = 5.0
 _DUE_AFTER_SECONDS = 0.01  # the database counts from its own commit
 
 
-def _never() -> bool:
+def _no() -> bool:
     return False
 
 
-def _now() -> bool:
+def _yes() -> bool:
     return True
 
 
@@ -91,7 +91,7 @@ class Claimer:
         poll_jitter_ratio: float,
         claims_max: int = 1,
         guarded: Callable[[], Awaitable[None]],
-        is_guarded: Callable[[], bool] = _now,
+        is_guarded: Callable[[], bool] = _yes,
         emit: Emit,
     ) -> None:
         self._store = store
@@ -111,7 +111,7 @@ class Claimer:
         self._woken = asyncio.Event()
         self._some_ended = asyncio.Event()
         self._enqueued = False
-        self._comes_by: Callable[[], bool] = _never
+        self._comes_by: Callable[[], bool] = _no
         self._failures_in_a_row = 0
         self._exchange = Exchange(store, completer)
         self._expiry = Expiry(store, lease_duration, emit)
@@ -152,14 +152,14 @@ class Claimer:
                     meanwhile.start_soon(self._warm_up)
                 await self._pool.wait_for_children()
             while True:
-                await self._completer.has_room()
+                await self._completer.wait_for_room()
                 self._comes_by = self._there_is_room
                 await self._pool.wait_for_room()
                 if not self._is_guarded():
                     self._stays_away()
                     await self._guarded()
                 self._woken = asyncio.Event()
-                self._comes_by = _now
+                self._comes_by = _yes
                 if filled:  # there is a backlog: to claim for several at once is worth a moment
                     await self._pool.wait_for_more_room()
                 filled = await self._fill(backlog=filled)
@@ -177,13 +177,13 @@ class Claimer:
         return self._pool.has_room
 
     def _stays_away(self) -> None:
-        self._comes_by = _never
+        self._comes_by = _no
         self._completer.look()
 
     async def _fill(self, *, backlog: bool = False) -> bool:
-        """Claim runs for all the room there is; return whether there were as many, as if there is a backlog."""
+        """Claim runs for all the room there is; return whether each claim found as many as it asked for."""
         room = self._pool.take_room(self._batch_size)
-        if not room.size:  # the child for which there was has gone meanwhile
+        if not room.size:  # it was that of a child which has gone meanwhile: look again, and do not rest
             return True
         under_way: list[_Claiming] = []
         all_were_there = True
@@ -227,7 +227,7 @@ class Claimer:
         return ahead if 2 * ahead.size >= self._batch_size else NO_ROOM
 
     async def _begin_ahead(self, under_way: list[_Claiming]) -> None:
-        """Return once the database is being asked: there is time for other things then."""
+        """Begin further claims, as far as there is room for them; return once the database is being asked."""
         while (ahead := self._room_ahead(under_way)).size:
             self._begin(ahead, under_way)
             await under_way[-1].asked.wait()
@@ -250,7 +250,7 @@ class Claimer:
                 begin_max=len(room.idle) if room.behind else None,
                 may_wait=self._pool.short_jobs,
                 lease_duration=self._lease_duration,
-                end_expired=await self._expiry.is_to_be_dealt_with(),
+                end_expired=await self._expiry.confirm(),
                 looks_for_expired=self._expiry.takes_a_look(in_a_hurry=self._enqueued),
             )
             self._enqueued = False
@@ -262,7 +262,7 @@ class Claimer:
         self._answered()
         if claimed.look is not None and self._expiry.saw(claimed.look, asked_at):
             self.wake()
-        await self._completer.has_told(claimed.runs)
+        await self._completer.wait_until_told(claimed.runs)
         self._tell_expired(claimed.expired)
         self._leases.hold((run.lease for run in claimed.runs), asked_at, self._lease_duration)
         if claimed.runs:

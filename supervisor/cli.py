@@ -43,7 +43,7 @@ _OBJECTS_PER_COLLECTION = 10_000
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("targets", nargs=-1, metavar="TARGET...")
-@click.option("--config", metavar="FILE", help="A .toml or .json file of options, in the place of durablestack.toml.")
+@click.option("--config", metavar="FILE", help="A .toml or .json file of options; goes before what the code says.")
 @click.option("--database-url", metavar="URL", help="postgresql://… or sqlite:///…; goes before every other setting.")
 @click.option("--max-concurrent-runs", type=int, metavar="N", help="Child processes, and so runs at once.")
 @click.option("--batch-size", type=int, metavar="N", help="Runs claimed at once, at most.")

@@ -101,7 +101,7 @@ class Completer:
         self._last = True
         self._more.set()
 
-    async def has_room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Wait while more outcomes are unwritten than we care to hold."""
         while self.is_full:
             self._room = asyncio.Event()
@@ -154,8 +154,8 @@ class Completer:
         self._waiting = [*batch, *self._waiting]
         self._more.set()
 
-    async def has_told(self, runs: Sequence[Run]) -> None:
-        """Wait a moment for what is on its way of these runs: that they were given back is told before it is that they
+    async def wait_until_told(self, runs: Sequence[Run]) -> None:
+        """Wait a moment until it is told of these runs that they were given back, so that nobody hears first that they
         are claimed anew."""
         if not self._given_back:
             return
@@ -166,7 +166,7 @@ class Completer:
                 await self._answered.wait()
 
     def look(self) -> None:
-        """Perhaps nobody comes by any more."""
+        """Nobody may come by any more: what is waiting is written from here."""
         if self._waiting:
             self._more.set()
 

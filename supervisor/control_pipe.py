@@ -40,10 +40,10 @@ class ControlPipe:
 
     # --- speak
 
-    def send(self, order: wire.Order) -> None:
+    def send(self, message: wire.Order) -> None:
         """Send, from any thread, without ever waiting for the child. To a child that is gone it is sent in vain."""
         with self._send_lock:
-            self._unsent += wire.frame(order)
+            self._unsent += wire.frame(message)
             everything_sent = self._send_some()
         if not everything_sent:
             self._loop.call_soon_threadsafe(self._send_more)

@@ -1,7 +1,7 @@
 """One slot of the pool: a child process, the pipe to it, and the runs that it has.
 
 The slot is lasting, the child is not. A child that dies is replaced, and what its death means for the run in hand
-is told to the pool. A run that no child has seen yet waits for the next child, or is given back.
+is reported. A run that no child has seen yet waits for the next child, or is given back.
 
 Behind a short run others may wait, in the order in which the child takes them. Whatever happens to the one in front
 is not their affair: what the child has not taken then is taken back, and is for others to do.
@@ -125,7 +125,7 @@ class Executor:
         how, held = death.how, self.line.in_hand
         untaken = self.line.take_untaken(child)
         if held is not None and held.begun and held.ending is None and child.killed and death.reason is None:
-            held.ending = Ending.STOPPING  # what was to end is not this one, nor is it to blame
+            held.ending = Ending.STOPPING  # the kill was meant for a run before this one, which is not to blame
         if held is None or not held.delivered:
             if not self.line.retiring:
                 self._died(f"idle child {child.pid} of slot {self.number} ended with {how}")

@@ -6,7 +6,7 @@
                                 v
     before the next claim: still? by a clock that is trusted? --yes--> that claim ends them
 
-Most claims end none. To look along costs them little, to look for itself a journey more.
+Most claims end none. To look along with a claim costs little; to look without one costs a journey.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Expiry:
         self._some = self._some or look.some
         return look.some
 
-    async def is_to_be_dealt_with(self) -> bool:
-        """Whether the next claim is to end leases. It is looked for right before, if there is cause to; and none is
+    async def confirm(self) -> bool:
+        """Whether the next claim is to end leases. The database is asked once more, if there is cause to; and none is
         ended for a while after the clock that decides has jumped.
 
         Raises:

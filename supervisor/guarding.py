@@ -4,7 +4,7 @@
                                 ^                                   |
                                 +--------- it died again: later ----+
 
-Where no such process can be had, each child keeps its own deadline, as well as it can: see `child`.
+Where no such process can be had, each child keeps its own deadline, as well as it can: see `watchdog`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Guarded(Protocol):
     def pid(self) -> int: ...
     @property
     def pidfd(self) -> int | None: ...
-    def send(self, order: wire.Order) -> None: ...
+    def send(self, message: wire.Order) -> None: ...
 
 
 class _Ward:

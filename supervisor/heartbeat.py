@@ -95,7 +95,7 @@ class Heartbeat:
     async def _watch_trust(self) -> None:
         """The thread ends what may not be trusted any more; should a statement hold it up, it is ended from here."""
         while True:
-            self._lose(self._leases.lose_distrusted(), "not renewed in time")
+            self._tell_lost(self._leases.lose_distrusted(), "not renewed in time")
             deadline = self._leases.seconds_to_deadline()
             await anyio.sleep(_TRUST_CHECK_SECONDS if deadline is None else min(deadline, _TRUST_CHECK_SECONDS) + 0.01)
 
@@ -116,7 +116,7 @@ class Heartbeat:
         return max(0.0, min(waits if deadline is None else [*waits, deadline]))
 
     def _step(self) -> None:
-        self._lose(self._leases.lose_distrusted(), "not renewed in time")
+        self._tell_lost(self._leases.lose_distrusted(), "not renewed in time")
         if boottime() >= self._next_beat_at:
             self._next_beat_at = boottime() + (self._interval_seconds if self._beat() else self._try_again_seconds)
             self._emit(EventType.WORKER_HEARTBEAT)
@@ -135,12 +135,12 @@ class Heartbeat:
             extended = self._store.extend_leases(held, self._lease_duration)
         except StoreError as error:
             log.warning("could not extend %d leases, trying again: %s", len(held), error)
-            self._leases.look()
+            self._leases.tell_deadlines()
             self.unanswered = True
             return False
         self.unanswered = False
         self.extensions += len(extended.held)
-        self._lose(self._leases.extend(extended.held, held, asked_at, self._lease_duration), "no longer ours")
+        self._tell_lost(self._leases.extend(extended.held, held, asked_at, self._lease_duration), "no longer ours")
         self._tell_cancelled(extended.cancel_requested)
         return True
 
@@ -159,7 +159,7 @@ class Heartbeat:
         if run_ids:
             self._on_loop(lambda ids: self._end_runs(ids, Ending.CANCELLED), run_ids)
 
-    def _lose(self, leases: list[Lease], why: str) -> None:
+    def _tell_lost(self, leases: list[Lease], why: str) -> None:
         """Their children have been killed already; tell those who keep the books."""
         for lease in leases:
             log.error("lease lost, %s: run_id=%s attempt=%d", why, lease.run_id, lease.attempt)

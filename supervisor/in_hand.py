@@ -1,4 +1,4 @@
-"""A run that an executor has in hand: whether a child has it, how far it has come, and what is wanted of it."""
+"""A run that an executor has, in hand or behind: whether a child has it, how far it has come, what is wanted of it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Assignment(Struct, frozen=True, eq=False, gc=False):
 
 
 class InHand(Struct, eq=False):
-    """From when an executor takes a run until it lets go of it. Written by the executor alone."""
+    """From when a slot takes a run until it lets go of it. Written by that slot alone, on the event loop."""
 
     assignment: Assignment
     run: Run

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 STACK_SIGNAL = signal.SIGRTMIN + 5 if sys.platform == "linux" else signal.SIGUSR2
-"""Makes a child write the Python stack of all its threads to its stack pipe, also while C code holds the GIL."""
+"""Makes a child write the Python stack of its main thread to its stack pipe, also while C code holds the GIL."""
 
 _OUR_FD_MIN = 64
 _PR_SET_PDEATHSIG = 1

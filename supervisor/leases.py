@@ -51,6 +51,11 @@ def guard_seconds(lease_duration: timedelta) -> float:
     return lease_duration.total_seconds() * (1 - MARGIN_RATIO * (1 - GUARD_RATIO))
 
 
+def _deadlines(asked_at: float, duration: timedelta) -> tuple[float, float]:
+    """Until when a lease that was asked for then is trusted, and until when the guard lets its child live."""
+    return asked_at + trust_seconds(duration), asked_at + guard_seconds(duration)
+
+
 class _Held(Struct, eq=False, gc=False):
     """`child` is the one that executes the run, if one does."""
 
@@ -86,7 +91,8 @@ class _Child:
 
 
 class LeaseTable:
-    """Written by the event loop (hold, executing, finished, drop) and by the heartbeat's thread (extend, lose)."""
+    """Written by the event loop (hold, all_executing, all_finished, drop), by the heartbeat's thread (extend,
+    tell_deadlines), and by both (lose_distrusted)."""
 
     def __init__(self, clock: Callable[[], float] = boottime) -> None:
         self._clock = clock
@@ -102,19 +108,15 @@ class LeaseTable:
 
     def hold(self, leases: Iterable[Lease], asked_at: float, duration: timedelta) -> None:
         """Take leases in that were asked for at `asked_at`."""
-        trusted_until, guarded_until = asked_at + trust_seconds(duration), asked_at + guard_seconds(duration)
+        trusted_until, guarded_until = _deadlines(asked_at, duration)
         new = {lease.run_id.int: _Held(lease, trusted_until, guarded_until) for lease in leases}
         with self._lock:
             for number in self._held.keys() & new.keys():  # ours before, expired and claimed anew
                 self._lose(self._held[number])
             self._held.update(new)
 
-    def executing(self, lease: Lease, child: Executing) -> bool:
-        """The run is about to begin; False if its lease is not to be trusted any more, so it must not."""
-        return not self.all_executing([lease], child)
-
     def all_executing(self, leases: Sequence[Lease], child: Executing) -> list[Lease]:
-        """The same for several, one after the other; return those that must not."""
+        """These are about to begin, one after the other; return those that must not, for they are not to be trusted."""
         refused, until = [], math.inf
         with self._lock:
             now, known = self._clock(), self._children.get(child) or _Child(child)
@@ -170,12 +172,17 @@ class LeaseTable:
     def _let_go(self, ended: Iterable[_Held | None]) -> None:
         """No child executes these any more. One that has no other may live."""
         for held in ended:
-            if held is not None and (child := held.child) is not None:
-                held.child = None
-                child.leases -= 1
-                if not child.leases:
-                    del self._children[child.executing]
-                    child.executing.trust_until(None)
+            if held is not None and (child := held.child) is not None and self._take_from(child, held):
+                child.executing.trust_until(None)
+
+    def _take_from(self, child: _Child, held: _Held) -> bool:
+        """The child does not execute it any more. Return whether it was its last."""
+        held.child = None
+        child.leases -= 1
+        if child.leases:
+            return False
+        del self._children[child.executing]
+        return True
 
     def _no_more_lost(self, leases: Iterable[Lease]) -> list[Lease]:
         """Forget that these were lost; return those that were."""
@@ -200,7 +207,7 @@ class LeaseTable:
     ) -> list[Lease]:
         """Trust what was kept, from `asked_at` on; lose the others that were asked for, and return them."""
         lost = []
-        trusted_until, guarded_until = asked_at + trust_seconds(duration), asked_at + guard_seconds(duration)
+        trusted_until, guarded_until = _deadlines(asked_at, duration)
         with self._lock:
             for lease, held in zip(asked, self._found(asked), strict=True):
                 if held is None:
@@ -213,15 +220,15 @@ class LeaseTable:
                     self._lose(held)
                     if is_executing:
                         lost.append(held.lease)
-            self._look()
+            self._tell_deadlines()
         return lost
 
-    def look(self) -> None:
+    def tell_deadlines(self) -> None:
         """Nothing was renewed; a child whose earliest lease has ended may go on for longer all the same."""
         with self._lock:
-            self._look()
+            self._tell_deadlines()
 
-    def _look(self) -> None:
+    def _tell_deadlines(self) -> None:
         """Tell each child the earliest deadline of its leases, also of those younger than what was asked for."""
         earliest: dict[_Child, float] = {}
         for held in self._held.values():
@@ -252,9 +259,6 @@ class LeaseTable:
         if child is not None:
             child.executing.kill()
             self._lost.add(held.lease)
-            held.child = None
-            child.leases -= 1
-            if not child.leases:
-                del self._children[child.executing]
+            self._take_from(child, held)
         del self._held[held.lease.run_id.int]
         return held.lease

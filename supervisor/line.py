@@ -71,7 +71,7 @@ class Line:
         if self.in_hand is None:
             self._idle()
         else:
-            self._begin(child, self.in_hand)
+            self._prepare(child, self.in_hand)
             self.deliver()
 
     def retire(self) -> None:
@@ -97,9 +97,9 @@ class Line:
         if assignment.terms.fresh_process_per_run and self.runs_begun:
             self.retire()
         else:
-            self._begin(child, held)
+            self._prepare(child, held)
 
-    def _begin(self, child: ChildProcess, held: InHand) -> None:
+    def _prepare(self, child: ChildProcess, held: InHand) -> None:
         listen_to(child, held)
         held.count_from_here()
         self._gather(held)
@@ -137,10 +137,10 @@ class Line:
         """A run that takes its time begins now, for its child waits for it. Of a short one the reply tells that."""
         held = self.in_hand
         if held is not None and held.delivered and not (held.assignment.short or child.tells_beginnings):
-            self._look_at_child(held, child)
+            self._note_cpu_before(held, child)
             self._tell([held])
 
-    def _look_at_child(self, held: InHand, child: ChildProcess) -> None:
+    def _note_cpu_before(self, held: InHand, child: ChildProcess) -> None:
         """What it had used before is not the run's."""
         used = None if child.gone else usage.cpu_seconds(child.pid)
         if used is not None:
@@ -279,13 +279,13 @@ class Line:
             if count > len(untaken):
                 self._take_back_front(front)
             else:
-                self._has_taken(front, child)
+                self._note_taken(front, child)
         return untaken
 
-    def _has_taken(self, held: InHand, child: ChildProcess) -> None:
+    def _note_taken(self, held: InHand, child: ChildProcess) -> None:
         """The run in hand, which so has begun, though nobody said so yet."""
         if not (held.begun or held.told):
-            self._look_at_child(held, child)
+            self._note_cpu_before(held, child)
         self.begin([held])
 
     def begin(self, some: Sequence[InHand]) -> None:
@@ -339,7 +339,7 @@ class Line:
         if child is None or held is None or not held.delivered:
             return None
         if not held.begun and not child.orders.has_untaken:
-            self._has_taken(held, child)
+            self._note_taken(held, child)
         return held if held.begun else None
 
     # --- all of them

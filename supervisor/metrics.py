@@ -37,9 +37,11 @@ _COUNTED = {
     EventType.JOB_CANCELLED: ("runs_cancelled", "Runs that were cancelled while leased"),
     EventType.JOB_RELEASED: ("runs_released", "Runs given back, so that the attempt does not count"),
     EventType.LEASE_LOST: ("leases_lost", "Attempts ended or refused because the lease was gone"),
-    EventType.RUN_QUARANTINED: ("runs_quarantined", "Runs whose last attempt's lease was found expired"),
+    EventType.RUN_QUARANTINED: (
+        "runs_quarantined",
+        "Runs whose last lease was found expired, or that reached their crash_limit",
+    ),
     EventType.CHILD_CRASHED: ("children_crashed", "Children that died or could not start, and were not asked to end"),
-    EventType.CLOCK_JUMP_DETECTED: ("clock_jumps", "Jumps of the database's clock"),
 }
 
 
@@ -66,6 +68,8 @@ class Metrics(Collector):
                 yield _counter(name, help_text, "job_name", tally.counts[event_type])
             yield _histogram("run_duration_seconds", "How long attempts took in their child", tally.run_durations)
             yield _histogram("queue_wait_seconds", "From when runs were due until a child began", tally.queue_waits)
+            jumps = sum(tally.counts[EventType.CLOCK_JUMP_DETECTED].values())
+        yield CounterMetricFamily("durablestack_clock_jumps", "Jumps of the database's clock", jumps)
         yield from self._other_counters()
         yield from self._gauges()
 

@@ -126,9 +126,9 @@ class ChildProcess:
 
     # --- speak and listen
 
-    def send(self, order: wire.Order) -> None:
+    def send(self, message: wire.Order) -> None:
         """Tell the child something beside its orders. To one that is gone it is sent in vain."""
-        self.control.send(order)
+        self.control.send(message)
 
     def trust_until(self, boottime: float | None) -> None:
         """From any thread: by when the child has to be dead, should we not be there to see to it; None: it may live."""

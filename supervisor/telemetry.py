@@ -29,7 +29,10 @@ _COUNTED = {
     EventType.JOB_CANCELLED: ("durablestack.runs.cancelled", "Runs that were cancelled while leased"),
     EventType.JOB_RELEASED: ("durablestack.runs.released", "Runs given back, so that the attempt does not count"),
     EventType.LEASE_LOST: ("durablestack.leases.lost", "Attempts ended or refused because the lease was gone"),
-    EventType.RUN_QUARANTINED: ("durablestack.runs.quarantined", "Runs whose last attempt's lease was found expired"),
+    EventType.RUN_QUARANTINED: (
+        "durablestack.runs.quarantined",
+        "Runs whose last lease was found expired, or that reached their crash_limit",
+    ),
     EventType.CHILD_CRASHED: ("durablestack.children.crashed", "Children that died and were not asked to end"),
     EventType.CLOCK_JUMP_DETECTED: ("durablestack.clock.jumps", "Jumps of the database's clock"),
 }

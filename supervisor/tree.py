@@ -2,10 +2,11 @@
 
 Shutdown order is indentation. What is nested deeper stops earlier:
 
-    records     heartbeat, completer      stop last, when nothing is left to keep or to write
-      work      the executors             stop once they are drained, or made to
-        intake  claimer, scheduler        stop first; so do those that nobody waits for: residents, stacks, waking,
-                                          sweeper, backlog watch
+    records       heartbeat             stops last: leases are kept until nothing is left to write
+      writing     completer             stops once all is written, or its time is up
+        work      the executors         stop once they are drained, or made to
+          intake  claimer, scheduler    stop first; so do those that nobody waits for: residents, stacks, waking,
+                                        sweeper, backlog watch
 
 Around these: the guard, which is there before the first child, and after the last.
 Around all of it: the endpoint, which answers from the start to the end, and the bus, which tells of the end too.

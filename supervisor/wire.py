@@ -14,7 +14,7 @@
         | -- Stop() --------------------------------->   |   once nothing is left to take
 
 A message is a frame: length and CRC-32 of the body, then the body, a tagged msgspec struct. Orders are numbered
-per child, so that a reply can be told from one to an earlier order. Frames are capped at both ends: a length that
+per slot, so that a reply can be told from one to an earlier order. Frames are capped at both ends: a length that
 is out of bounds, a wrong checksum or a body of no known shape is a ProtocolError, and the child is not to be trusted.
 
 There are two ways to a child. What is to be executed goes through a socket that keeps messages apart (===), and for

@@ -111,7 +111,7 @@ def shared_options(command: _Command) -> _Command:
         metavar="FILE",
         expose_value=False,
         callback=_keep_config,
-        help="A .toml or .json file of options, in the place of durablestack.toml.",
+        help="A .toml or .json file of options; goes before what the code says.",
     )
     database_url = click.option(
         "--database-url",

@@ -41,9 +41,9 @@ class EventType(StrEnum):
 class Event(Struct, frozen=True, kw_only=True):
     """Fields that do not apply are None. `occurred_at` is aware, in UTC, by the clock of the worker.
 
-    `duration_ms` goes from the order to the child until its reply, or its death; `queue_wait_ms`, of `job_started`,
-    from when the run was due. `error_detail` is None unless the option `eventing.include_error_detail` is on. Known
-    secrets have been removed from all texts.
+    `duration_ms` is as long as the job took in its child, or from when its turn came until its child died;
+    `queue_wait_ms`, of `job_started`, goes from when the run was due. `error_detail` is None unless the option
+    `eventing.include_error_detail` is on. Known secrets have been removed from all texts.
     """
 
     event_type: EventType

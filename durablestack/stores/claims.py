@@ -18,7 +18,7 @@ from .session import Answer, Session
 
 
 def ask_for_expired(tx: Session) -> Callable[[], ExpiredLook]:
-    """What it sees is there when it is asked for."""
+    """Asked now; what is returned reads the answer."""
     answer = tx.ask("EXPIRED_LOOK")
 
     def look() -> ExpiredLook:
@@ -41,7 +41,7 @@ def claim_due_runs(tx: Session, claim: Claim, recorded: Mapping[UUID, RunStatus]
 
 
 def ask_to_claim(tx: Session, claim: Claim, low_water: LowWater) -> Callable[[], Claimed]:
-    """The same in a single journey, without the expired; what it brought is there when it is asked for.
+    """The same in a single journey, without the expired. Asked now; what is returned reads the answer.
 
     A row that cannot be read is told of, and ends with its lease.
     """

@@ -4,7 +4,8 @@
                                                 |
                                                 +--record--> succeeded | failed | cancelled | pending
 
-`exchange` is `record` and `claim_due_runs` in one transaction, of which each is the other half left out.
+`exchange` is `record` and `claim_due_runs` in one transaction; each of the two is an exchange with the other half left
+out.
 
 A store is synchronous and safe to use from several threads. Due, lease and expiry are decided by the
 store's own clock. Every write about an attempt shows its lease; one whose lease is no longer the run's
@@ -271,7 +272,7 @@ class Store(Protocol):
         under way at once. Nothing is claimed."""
 
     def look_for_expired(self) -> Steps[ExpiredLook]:
-        """Whether a claim would find leases to end. It may be told of one that somebody is just renewing or ending."""
+        """Whether a claim would find leases to end. It may tell of one that somebody is just renewing or ending."""
 
     def claim_due_runs(self, claim: Claim) -> Claimed:
         """Lease runs that are due, earliest first, of registered jobs only; before, if asked to, end expired leases."""

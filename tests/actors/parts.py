@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from durablestack.ids import new_run_id
 from durablestack.runs import Failed, Failure, Lease, Run, RunStatus
+from durablestack.supervisor.leases import LeaseTable
 
 NOON = datetime(2030, 1, 2, 12, tzinfo=UTC)
 BOOM = Failure(error_type="ValueError", error_message="boom", error_detail="Traceback")
@@ -53,6 +54,11 @@ def leased_run(**fields: Any) -> Run:
 
 def new_lease() -> Lease:
     return leased_run().lease
+
+
+def may_begin(leases: LeaseTable, lease: Lease, child: Child) -> bool:
+    """Whether the child may begin a run under this lease."""
+    return not leases.all_executing([lease], child)
 
 
 def failed(run: Run) -> Failed:

@@ -150,7 +150,7 @@ class Desk:
     def is_full(self) -> bool:
         return not self.free.is_set()
 
-    async def has_room(self) -> None:
+    async def wait_for_room(self) -> None:
         await self.free.wait()
 
     def take(self) -> list[tuple[Run, Outcome, Course]]:
@@ -164,7 +164,7 @@ class Desk:
     def put_back(self, batch: Sequence[tuple[Run, Outcome, Course]], *, refused: bool = False) -> None:
         self.waiting = [*batch, *self.waiting]
 
-    async def has_told(self, runs: Sequence[Run]) -> None:
+    async def wait_until_told(self, runs: Sequence[Run]) -> None:
         self.asked_about += runs
         await self.told.wait()
 

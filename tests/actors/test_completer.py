@@ -259,13 +259,13 @@ async def test_there_is_no_room_while_more_is_unwritten_than_may_be_held() -> No
     desk = Desk(store, room_for=2)
     desk.record(succeeded)
     with anyio.fail_after(1):
-        await desk.completer.has_room()
+        await desk.completer.wait_for_room()
     desk.record(succeeded)
     waiting = anyio.Event()
 
     async def wait_for_room() -> None:
         waiting.set()
-        await desk.completer.has_room()
+        await desk.completer.wait_for_room()
         assert desk.completer.unrecorded < 2
 
     async with anyio.create_task_group() as tasks:
@@ -414,7 +414,7 @@ async def test_there_is_room_again_once_what_was_taken_along_is_written() -> Non
     desk.record(succeeded)
     batch = desk.completer.take()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(desk.completer.has_room)
+        tasks.start_soon(desk.completer.wait_for_room)
         await anyio.wait_all_tasks_blocked()
         assert desk.completer.unrecorded == 1
         desk.completer.written(batch, {})
@@ -439,7 +439,7 @@ async def test_that_a_run_was_given_back_is_told_before_whoever_has_claimed_it_a
     went_on: list[list[str]] = []
 
     async def claims(runs: Sequence[Run]) -> None:
-        await desk.completer.has_told(runs)
+        await desk.completer.wait_until_told(runs)
         went_on.append([event_type for event_type, _ in desk.told])
 
     async with anyio.create_task_group() as tasks:
@@ -456,6 +456,6 @@ async def test_nobody_waits_for_what_could_not_be_written() -> None:
     desk.record(lambda run: Released(run.lease))
     batch = desk.completer.take()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(desk.completer.has_told, [run for run, _, _ in batch])
+        tasks.start_soon(desk.completer.wait_until_told, [run for run, _, _ in batch])
         await anyio.wait_all_tasks_blocked()
         desk.completer.put_back(batch)

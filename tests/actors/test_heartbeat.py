@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import anyio
 import pytest
-from parts import Child, Clock
+from parts import Child, Clock, may_begin
 
 from durablestack.errors import StoreUnavailable
 from durablestack.ids import new_run_id
@@ -63,7 +63,7 @@ class Ward:
     def executing(self) -> Lease:
         lease = claim_one(self.store)
         self.leases.hold([lease], self.clock.now, LEASE)
-        assert self.leases.executing(lease, Child(lambda: self.killed.append(lease)))
+        assert may_begin(self.leases, lease, Child(lambda: self.killed.append(lease)))
         return lease
 
     def beat(self) -> None:
@@ -203,7 +203,7 @@ def test_a_child_whose_earliest_lease_has_ended_may_go_on_for_longer_though_the_
     for _ in range(2):
         leases.append(claim_one(ward.store))
         ward.leases.hold(leases[-1:], ward.clock.now, LEASE)
-        assert ward.leases.executing(leases[-1], child)
+        assert may_begin(ward.leases, leases[-1], child)
         ward.clock.now += 3
     (at_first,) = child.trusted
     ward.leases.finished(leases[0])
@@ -284,7 +284,7 @@ async def test_a_living_heartbeat_keeps_leases_alive_and_stops_when_cancelled() 
     )
     lease = claim_one(store, lease_duration)
     leases.hold([lease], leases._clock(), lease_duration)
-    leases.executing(lease, Child(lambda: killed.append("killed")))
+    may_begin(leases, lease, Child(lambda: killed.append("killed")))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(heartbeat.run)
         for _ in range(2):

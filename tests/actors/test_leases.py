@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 from msgspec.structs import replace
-from parts import Child, Clock, new_lease
+from parts import Child, Clock, may_begin, new_lease
 
 from durablestack.ids import new_run_id
 from durablestack.runs import Lease
@@ -40,7 +40,7 @@ def executing(leases: LeaseTable, clock: Clock, killed: Killed) -> Lease:
     """A lease just claimed, on a run that is executing."""
     lease = new_lease()
     leases.hold([lease], clock.now, LEASE)
-    assert leases.executing(lease, killed.by(lease))
+    assert may_begin(leases, lease, killed.by(lease))
     return lease
 
 
@@ -64,21 +64,21 @@ def test_a_run_may_begin_while_its_lease_is_trusted_and_not_after(
     lease = new_lease()
     leases.hold([lease], clock.now, LEASE)
     clock.now += TRUST - 0.001
-    assert leases.executing(lease, killed.by(lease))
+    assert may_begin(leases, lease, killed.by(lease))
     clock.now += 0.001
-    assert not leases.executing(lease, killed.by(lease))
+    assert not may_begin(leases, lease, killed.by(lease))
 
 
 def test_trust_counts_from_when_the_lease_was_asked_for(leases: LeaseTable, clock: Clock, killed: Killed) -> None:
     lease = new_lease()
     leases.hold([lease], clock.now - TRUST, LEASE)  # the answer took that long
-    assert not leases.executing(lease, killed.by(lease))
+    assert not may_begin(leases, lease, killed.by(lease))
 
 
 def test_a_run_without_our_lease_may_not_begin(leases: LeaseTable, clock: Clock, killed: Killed) -> None:
     lease = executing(leases, clock, killed)
-    assert not leases.executing(new_lease(), killed.by(lease))
-    assert not leases.executing(replace(lease, token=new_run_id()), killed.by(lease))
+    assert not may_begin(leases, new_lease(), killed.by(lease))
+    assert not may_begin(leases, replace(lease, token=new_run_id()), killed.by(lease))
 
 
 def test_what_was_not_renewed_in_time_is_killed_before_anything_else_happens(
@@ -87,7 +87,7 @@ def test_what_was_not_renewed_in_time_is_killed_before_anything_else_happens(
     seen: list[tuple[int, list[Lease]]] = []
     lease = new_lease()
     leases.hold([lease], clock.now, LEASE)
-    leases.executing(lease, Child(lambda: seen.append((len(leases), list(leases._lost)))))
+    may_begin(leases, lease, Child(lambda: seen.append((len(leases), list(leases._lost)))))
     clock.now += TRUST
     assert leases.lose_distrusted() == [lease]
     assert seen == [(1, [])], "it was to be killed first, then forgotten"
@@ -178,7 +178,7 @@ def test_an_answer_about_an_earlier_lease_touches_not_the_later_one(
     early = executing(leases, clock, killed)
     late = replace(early, token=new_run_id(), attempt=2)
     leases.hold([late], clock.now, LEASE)
-    leases.executing(late, killed.by(late))
+    may_begin(leases, late, killed.by(late))
     killed.clear()
     assert leases.extend(set(), [early], clock.now, LEASE) == []
     leases.finished(early)
@@ -262,7 +262,7 @@ GUARD = 10 * (1 - MARGIN_RATIO * (1 - GUARD_RATIO))
 def begins(leases: LeaseTable, clock: Clock, child: Child) -> Lease:
     lease = new_lease()
     leases.hold([lease], clock.now, LEASE)
-    assert leases.executing(lease, child)
+    assert may_begin(leases, lease, child)
     return lease
 
 
@@ -274,7 +274,7 @@ def test_a_child_has_to_be_dead_by_the_earliest_deadline_of_all_its_leases(lease
     assert child.deadline == early + GUARD
     earlier = new_lease()
     leases.hold([earlier], early - 1, LEASE)
-    leases.executing(earlier, child)
+    may_begin(leases, earlier, child)
     assert child.deadline == early - 1 + GUARD
 
 
@@ -313,9 +313,9 @@ def test_a_child_is_trusted_longer_though_nothing_is_renewed_once_its_earliest_l
     begins(leases, clock, child)
     later = clock.now + GUARD
     leases.finished(first)
-    leases.look()
+    leases.tell_deadlines()
     assert child.deadline == later
-    leases.look()
+    leases.tell_deadlines()
     assert child.trusted.count(later) == 1
 
 
@@ -345,7 +345,7 @@ def test_a_run_that_another_child_has_taken_over_is_no_longer_an_affair_of_the_f
     first, second = Busy(), Busy()
     stays = begins(leases, clock, first)
     moves = begins(leases, clock, first)
-    assert leases.executing(moves, second)
+    assert may_begin(leases, moves, second)
     leases.finished(moves)
     assert second.deadline is None
     clock.now += 5
@@ -358,7 +358,7 @@ def test_a_run_that_another_child_has_taken_over_is_no_longer_an_affair_of_the_f
 def test_a_child_whose_only_run_another_one_has_taken_over_is_let_off(leases: LeaseTable, clock: Clock) -> None:
     first, second = Busy(), Busy()
     moves = begins(leases, clock, first)
-    assert leases.executing(moves, second)
+    assert may_begin(leases, moves, second)
     assert first.deadline is None
     assert second.deadline == clock.now + GUARD
     leases.drop([moves])
@@ -376,7 +376,7 @@ def test_a_child_that_is_never_without_runs_is_trusted_longer_though_each_heartb
         clock.now += 5
         asked_at, asked = clock.now, [now]
         leases.hold([after := new_lease()], clock.now, LEASE)
-        leases.executing(after, child)
+        may_begin(leases, after, child)
         leases.finished(now)
         now = after
         leases.extend({lease.run_id for lease in asked}, asked, asked_at, LEASE)
