@@ -223,8 +223,8 @@ class DurableStack:
         if not self._wakers and not self.store.durable and not self._warned_of_memory:
             self._warned_of_memory = True
             log.warning(
-                "no database is named: what was enqueued is kept in the memory of this process, where no supervisor "
-                "runs; name a database in database_url, or run one here with supervise()"
+                "what was enqueued is kept in the memory of this process, where no supervisor runs: name a database in "
+                "database_url, or run one here with supervise()"
             )
         for wake in list(self._wakers):
             wake()

@@ -261,12 +261,13 @@ class Supervisor:
                 await self._call_start_hooks()
                 self._measure_if_traced()
                 self.bus.start()
-                self.started.set()
-                task_status.started()
-                async with anyio.create_task_group() as guarded:
-                    await guarded.start(self.guard.run, name="guard")
-                    await self._run_tree()
-                    guarded.cancel_scope.cancel()
+                with self._woken_by_enqueue():
+                    self.started.set()
+                    task_status.started()
+                    async with anyio.create_task_group() as guarded:
+                        await guarded.start(self.guard.run, name="guard")
+                        await self._run_tree()
+                        guarded.cancel_scope.cancel()
         finally:
             self._close()
             await self._tell_last_events()
@@ -333,8 +334,7 @@ class Supervisor:
                             intake.start_soon(self.sweeper.run, name="sweeper")
                         if self._monitored:
                             intake.start_soon(self.backlog.run, name="backlog")
-                        with self._woken_by_enqueue():
-                            await self.stop_asked.wait()
+                        await self.stop_asked.wait()
                         intake.cancel_scope.cancel()
                     await self.drain.end_runs()
                     if self.stack.ends_in_children or tracing.loaded():  # the others are gone at once

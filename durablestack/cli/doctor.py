@@ -21,7 +21,7 @@ def doctor(application: Application, as_json: bool) -> int:
 
     Changes nothing. Exit code 3 if there is a problem; advice is no problem.
     """
-    with application.stack as stack:
+    with application.stack if application.targets else application.database() as stack:
         findings = list(examine(stack, with_jobs=bool(application.targets)))
     healthy = all(finding.level is not Level.PROBLEM for finding in findings)
     if as_json:

@@ -1,5 +1,6 @@
 """durablestack doctor"""
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -99,6 +100,21 @@ def test_a_missing_file_is_a_problem_and_is_not_made(console, folder):
     assert ended.code == 3
     assert "elsewhere.db" in findings(ended)["database"][1]
     assert not (folder / "elsewhere.db").exists()
+
+
+def test_a_file_of_somebody_else_is_left_as_it_was(console, folder):
+    with closing(sqlite3.connect(folder / "theirs.db")) as theirs:
+        theirs.execute("create table invoices (id integer)")
+    before = (folder / "theirs.db").read_bytes()
+    assert console("doctor", "--database-url", "sqlite:///theirs.db").code == 3
+    assert console("runs", "list", "--database-url", "sqlite:///theirs.db").code != 0
+    assert (folder / "theirs.db").read_bytes() == before
+
+
+def test_without_an_application_and_a_database_nothing_is_well(console):
+    ended = console("doctor")
+    assert ended.code == 2
+    assert ended.err.startswith("error: no database is named")
 
 
 def test_an_unreachable_database_is_a_problem_told_without_its_password(process):

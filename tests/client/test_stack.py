@@ -183,7 +183,7 @@ def test_enqueueing_into_the_memory_of_a_process_that_runs_nothing_is_warned_of_
     stack = DurableStack(options=DurableStackOptions(), jobs=[job])
     stack.client.enqueue(job)
     stack.client.enqueue(job)
-    assert [record.getMessage()[:24] for record in caplog.records] == ["no database is named: wh"]
+    assert [record.getMessage()[:24] for record in caplog.records] == ["what was enqueued is kep"]
     stack.add_waker(lambda: None)
     caplog.clear()
     DurableStack(options=DurableStackOptions(), jobs=[job]).add_waker(lambda: None)

@@ -49,6 +49,14 @@ async def test_runs_of_the_in_memory_store_are_executed_in_children() -> None:
     assert not any(map(still_running, pids))
 
 
+async def test_who_enqueues_as_soon_as_it_runs_is_not_told_that_none_does(caplog: pytest.LogCaptureFixture) -> None:
+    mine = stack(storage_provider="in_memory", poll_interval_seconds=3600)
+    async with supervise(mine):
+        run_id = mine.client.enqueue("innocent")
+        assert (await ended(mine, run_id)).status is RunStatus.SUCCEEDED
+    assert "where no supervisor runs" not in caplog.text
+
+
 async def test_an_enqueue_in_the_same_process_does_not_wait_for_the_poll(tmp_path: Path) -> None:
     mine = stack(database_url=f"sqlite:///{tmp_path}/runs.db", poll_interval_seconds=3600)
     with mine:

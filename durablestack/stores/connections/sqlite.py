@@ -33,6 +33,7 @@ class SqliteConnections:
         self._synchronous = synchronous
         self._timeout_seconds = timeout_seconds
         self._connection: sqlite3.Connection | None = None
+        self._logs_ahead = False  # as far as this connection knows
         self._file: tuple[int, int] | None = None  # the one that the connection is to
         self._lock = threading.Lock()
 
@@ -43,6 +44,8 @@ class SqliteConnections:
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
         with self._locked() as connection:
+            if not self._logs_ahead:
+                self._use_write_ahead_log(connection)
             connection.execute(self._begin)
             try:
                 yield CursorTransaction(connection.cursor)
@@ -102,7 +105,6 @@ class SqliteConnections:
             self._path, timeout=self._timeout_seconds, isolation_level=None, check_same_thread=False
         )
         try:
-            self._use_write_ahead_log(connection)
             connection.execute(f"pragma synchronous = {'normal' if self._synchronous == 'normal' else 'full'}")
             connection.execute("pragma foreign_keys = on")
         except sqlite3.Error:
@@ -111,12 +113,14 @@ class SqliteConnections:
         return connection
 
     def _use_write_ahead_log(self, connection: sqlite3.Connection) -> None:
-        """The mode stays with the file. Changing it needs the file alone, for which SQLite itself does not wait."""
+        """The mode stays with the file, so that it is for those who write: who only looks may have the wrong one.
+        Changing it needs the file alone, for which SQLite itself does not wait."""
         give_up_at = time.monotonic() + self._timeout_seconds
         while True:
             try:
                 if connection.execute("pragma journal_mode").fetchone() != ("wal",):
                     connection.execute("pragma journal_mode = wal")
+                self._logs_ahead = True
                 return
             except sqlite3.OperationalError as error:
                 if "locked" not in str(error) or time.monotonic() > give_up_at:
@@ -126,7 +130,7 @@ class SqliteConnections:
     def _disconnect(self) -> None:
         if self._connection is not None:
             self._connection.close()
-            self._connection = None
+            self._connection, self._logs_ahead = None, False
 
     def _translated(self, error: sqlite3.Error) -> StoreError:
         text = f"SQLite file {self._path}: {error}"
