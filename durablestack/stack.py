@@ -341,7 +341,9 @@ def _stacks_in(targets: Sequence[str], modules: Sequence[ModuleType]) -> list[Du
         if colon:
             value = getattr(sys.modules[module_name], attribute, None)
             if not isinstance(value, DurableStack):
-                raise TargetError(f"{target!r}: {module_name} has no DurableStack called {attribute!r}")
+                others = [name for name, held in vars(sys.modules[module_name]).items() if type(held) is DurableStack]
+                it_has = f"; it has {', '.join(others)}" if others else ""
+                raise TargetError(f"{target!r}: {module_name} has no DurableStack called {attribute!r}{it_has}")
             stacks[id(value)] = value
     if not stacks:
         for module in modules:

@@ -1,5 +1,5 @@
 """A web application that executes its own runs: the supervisor lives in the application's event loop,
-its children are processes of their own. FastAPI takes the same `lifespan`.
+its children are processes of their own. FastAPI takes the same `lifespan`. Needs Starlette and uvicorn.
 
 uvicorn examples.embedded_starlette:app
 curl -X POST localhost:8000/reports/2026

@@ -47,7 +47,7 @@ def _moment(text: str, zone: ZoneInfo) -> datetime:
     try:
         when = datetime.fromisoformat(text.strip())
     except ValueError:
-        raise click.BadParameter("it takes a time such as 2026-03-07T00:00", param_hint="--from") from None
+        raise click.BadParameter(f"{text!r}: it takes a time such as 2026-03-07T00:00", param_hint="--from") from None
     return when if when.tzinfo is not None else when.replace(tzinfo=zone)
 
 

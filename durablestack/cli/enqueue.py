@@ -76,6 +76,8 @@ def _args(args_json: str | None) -> Any:
     try:
         return json.loads(args_json)
     except json.JSONDecodeError as error:
-        raise PayloadError(f"ARGS_JSON is not JSON: {error.msg} at character {error.pos + 1}") from None
+        raise PayloadError(
+            f"ARGS_JSON is not JSON: {error.msg} at character {error.pos + 1}; a text is written '\"so\"'"
+        ) from None
     except (ValueError, RecursionError):
         raise PayloadError("ARGS_JSON cannot be read: it is nested too deeply, or has a number too long") from None

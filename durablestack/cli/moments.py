@@ -18,9 +18,11 @@ def moment(text: str) -> datetime:
     try:
         when = datetime.fromisoformat(text.strip())
     except ValueError:
-        raise click.BadParameter("it takes an instant in ISO 8601, such as 2026-12-24T18:00:00+01:00") from None
+        raise click.BadParameter(
+            f"{text!r}: it takes an instant in ISO 8601, such as 2026-12-24T18:00:00+01:00"
+        ) from None
     if when.tzinfo is None:
-        raise click.BadParameter("it has no time zone; add one, such as Z or +01:00, as in 2026-12-24T18:00:00Z")
+        raise click.BadParameter(f"{text!r} has no time zone; add one, such as Z or +01:00, as in 2026-12-24T18:00:00Z")
     try:
         return when.astimezone(UTC)
     except OverflowError:
@@ -30,7 +32,7 @@ def moment(text: str) -> datetime:
 def delay(text: str) -> timedelta:
     """A time from now."""
     if not _DELAY.fullmatch(text.strip()):
-        raise click.BadParameter("it takes a time such as 30s, 10m, 2h, 1d or 1h30m")
+        raise click.BadParameter(f"{text!r}: it takes a time such as 30s, 10m, 2h, 1d or 1h30m")
     parts = _PART.findall(text)
     try:
         found = sum((timedelta(**{_UNITS[unit]: int(amount)}) for amount, unit in parts), timedelta())

@@ -87,8 +87,8 @@ def _told(error: Exception, application: Application) -> int:
 
 def _usage_sentence(error: ClickException) -> str:
     context = getattr(error, "ctx", None)
-    see = f" See: {context.command_path} --help" if context is not None else ""
-    return error.format_message() + see
+    see = f". See: {context.command_path} --help" if context is not None else ""
+    return error.format_message().rstrip(".") + see
 
 
 def _survive_any_encoding() -> None:

@@ -62,11 +62,13 @@ def _modules_below(package: ModuleType) -> Iterator[str]:
 
 def _import(name: str) -> ModuleType:
     if not name or not all(part.isidentifier() for part in name.split(".")):
-        raise TargetError(f"{name!r} is not the dotted name of a module or package, such as shop.jobs")
+        raise TargetError(f"{name!r} is not the dotted name of a module or package, such as {_module_of(name)}")
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         missing = error.name or ""
+        if name == missing and name.endswith(".py"):
+            raise TargetError(f"module {name!r} cannot be found; if it is a file, say {_module_of(name)}") from None
         if name == missing or name.startswith(missing + "."):
             raise TargetError(
                 f"module {name!r} cannot be found: there is no {missing!r} in the current folder or on PYTHONPATH"
@@ -81,6 +83,13 @@ def _import(name: str) -> ModuleType:
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
         raise TargetError(f"module {name!r} cannot be imported: {what}{_place(error)}") from error
+
+
+def _module_of(name: str) -> str:
+    """What somebody probably means who names a file."""
+    parts = name.removesuffix(".py").replace("\\", "/").split("/")
+    meant = ".".join(part for part in parts if part not in ("", "."))
+    return meant if name.endswith(".py") and all(map(str.isidentifier, meant.split("."))) else "shop.jobs"
 
 
 def _place(error: Exception) -> str:

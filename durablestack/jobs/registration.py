@@ -180,8 +180,9 @@ def _parameters(name: str, execute: Callable[..., Any], *, is_method: bool) -> t
     takes_context = bool(wanted) and _is_context(wanted[-1])
     args = wanted[:-1] if takes_context else wanted
     if len(args) > 1 or required_keywords or any(_is_context(p) for p in args):
+        called = "execute" if is_method else getattr(execute, "__name__", "it")
         raise JobDefinitionError(
-            f"job {name!r}: execute takes ({', '.join(p.name for p in parameters)}); "
+            f"job {name!r}: {called} takes ({', '.join(p.name for p in parameters)}); "
             "it may take (args, context), (context), (args) or nothing, in this order"
         )
     return (args[0] if args else None), takes_context

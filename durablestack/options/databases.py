@@ -87,7 +87,9 @@ def parse_connection_string(
         if is_url(text):
             return _target_of_url(text.strip(), provider)
         if provider is None or provider not in _SCHEMES:
-            raise Unreadable("it is not a URL such as postgresql://localhost/shop or sqlite:///shop.db")
+            raise Unreadable(
+                "it is not a URL such as postgresql://host/database or, for a file, sqlite:///path/to/file.db"
+            )
         pairs = conninfo_pairs(text) if provider is StorageProvider.POSTGRES else None
         return _target(provider, key_value_pairs(text) if pairs is None else pairs)
     except Unreadable as unreadable:

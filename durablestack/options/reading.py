@@ -195,9 +195,16 @@ def _rule_named(options: type[msgspec.Struct], key: object) -> Rule:
     if simple in names:
         return rules(options)[names[simple]]
     section = getattr(options, "section", "")
-    near = difflib.get_close_matches(simple, names, n=1)
-    hint = f"; did you mean {names[near[0]]}?" if near else f"; there are: {', '.join(rules(options))}"
+    known = names | _names_in_groups(options)
+    near = difflib.get_close_matches(simple, known, n=1)
+    hint = f"; did you mean {known[near[0]]}?" if near else f"; there are: {', '.join(rules(options))}"
     raise OptionsError(f"unknown option {_shown(key)}{f' in {section}' if section else ''}{hint}")
+
+
+def _names_in_groups(options: type[msgspec.Struct]) -> dict[str, str]:
+    """Of the options in groups, as somebody writes them who forgets the group."""
+    groups = {name: rule.group for name, rule in rules(options).items() if rule.group}
+    return {simplify(f"{name}{inner}"): f"{name}.{inner}" for name, group in groups.items() for inner in rules(group)}
 
 
 def _rule(info: FieldInfo, option: str) -> Rule:

@@ -85,15 +85,15 @@ def environment_mapping(environ: Mapping[str, str], option_names: Iterable[str] 
 
 
 def _put(nested: dict[str, Any], variable: str, text: str) -> None:
-    *groups, name = [simplify(part) for part in variable[len(ENVIRONMENT_PREFIX) :].split("__")]
-    for group in groups:
-        nested = nested.setdefault(group, {})
-        if not isinstance(nested, dict):
+    """Groups under names of one spelling; the option as it is written, which an error is to show."""
+    *groups, option = variable[len(ENVIRONMENT_PREFIX) :].split("__")
+    for group in map(simplify, groups):
+        if any(simplify(name) == group and isinstance(value, str) for name, value in nested.items()):
             raise OptionsError(f"{variable} names an option inside one that has a value of its own")
-    if not name or not all(groups):
+        nested = nested.setdefault(group, {})
+    if not option or not all(groups):
         raise OptionsError(f"{variable} names no option")
-    if nested.setdefault(name, text) != text:
-        raise OptionsError(f"{variable} is given twice, in different spellings and with different values")
+    nested[option] = text
 
 
 def _section_or_all(document: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -57,9 +57,11 @@ def verify(connections: Connections, dialect: Dialect, prefix: str) -> None:
     versions = _versions(connections, dialect, prefix)
     current = max(versions, default=0)
     if current < SCHEMA_VERSION:
+        tables = f"tables {prefix}durable_stack_*"
+        older = f"the {tables} are of version {current}, and this version needs {SCHEMA_VERSION}"
         raise SchemaError(
-            f"the tables {prefix}durable_stack_* are missing or of version {current}, and this version needs "
-            f"{SCHEMA_VERSION}: run `durablestack migrate`"
+            f"{older if current else f'there are no {tables}'}: run `durablestack migrate`, with the same --app or "
+            "--database-url"
         )
     if versions[current] > SCHEMA_VERSION:
         raise SchemaError(

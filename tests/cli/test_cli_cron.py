@@ -113,7 +113,7 @@ def test_from_takes_an_instant_too(console):
         (("\x1b[2J * * * *",), r"'\x1b[2J * * * *' has characters that are not allowed"),
         (("0 2 * * *", "--tz", "Central Standard Time"), "use the IANA id 'America/Chicago'"),
         (("0 2 * * *", "--tz", "Mars"), "time zone 'Mars' is not known"),
-        (("0 2 * * *", "--from", "soon"), "--from: it takes a time such as 2026-03-07T00:00"),
+        (("0 2 * * *", "--from", "soon"), "--from: 'soon': it takes a time such as 2026-03-07T00:00"),
         (("0 2 * * *", "--from", "9999-12-31T23:00"), "does not fire after 9999-12-31"),
         (("0 2 * * *", "--count", "0"), "--count"),
         (("0", "2", "*", "*", "*"), "unexpected extra arguments"),

@@ -63,7 +63,9 @@ def test_of_two_stacks_one_has_to_be_named(application: Application) -> None:
 @pytest.mark.parametrize("attribute", ["nothing", "send", "DurableStack", ""])
 def test_an_attribute_that_is_no_stack_is_refused(application: Application, attribute: str) -> None:
     application({"shop.py": STACK})
-    with pytest.raises(TargetError, match=f"'shop:{attribute}': shop has no DurableStack called '{attribute}'"):
+    with pytest.raises(
+        TargetError, match=f"'shop:{attribute}': shop has no DurableStack called '{attribute}'; it has stack"
+    ):
         DurableStack.load([f"shop:{attribute}"])
     with pytest.raises(TargetError):
         DurableStack.load_application([f"shop:{attribute}"])

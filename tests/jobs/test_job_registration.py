@@ -356,7 +356,7 @@ def test_a_signature_that_nobody_can_call_is_refused(job: Callable[..., Any]) ->
         registered(job)
     parameters = ", ".join(inspect.signature(job).parameters)
     assert str(refused.value) == (
-        f"job {job.__name__!r}: execute takes ({parameters}); "
+        f"job {job.__name__!r}: {job.__name__} takes ({parameters}); "
         "it may take (args, context), (context), (args) or nothing, in this order"
     )
 

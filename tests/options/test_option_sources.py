@@ -151,7 +151,8 @@ def test_the_environment_is_read_in_any_casing_and_as_text() -> None:
 @pytest.mark.parametrize(
     ("environ", "name"),
     [
-        ({"DURABLESTACK__BATCHSIZ": "7"}, "batch_size"),
+        ({"DURABLESTACK__BATCH_SIZ": "7"}, "unknown option 'BATCH_SIZ'; did you mean batch_size?"),
+        ({"DURABLESTACK__SQLITE_SYNCHRONOUS": "full"}, "did you mean sqlite.synchronous?"),
         ({"DURABLESTACK__BATCH_SIZE": "seven"}, "batch_size"),
         ({"DURABLESTACK__POLL_INTERVAL_SECONDS": "nan"}, "poll_interval_seconds"),
         ({"DURABLESTACK__AUTO_MIGRATE": "maybe"}, "auto_migrate"),

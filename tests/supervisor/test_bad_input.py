@@ -75,7 +75,7 @@ def test_an_application_that_cannot_be_one_is_refused_in_a_sentence(
     [
         ({"DURABLESTACK__BATCH_SIZE": "many"}, ["batch_size", "many"]),
         ({"DURABLESTACK__BATCH_SIZE": "0"}, ["batch_size", "0", "1"]),
-        ({"DURABLESTACK__BATCHSIZZE": "5"}, ["batchsizze", "batch_size"]),
+        ({"DURABLESTACK__BATCHSIZZE": "5"}, ["BATCHSIZZE", "batch_size"]),
         ({"DURABLESTACK__LEASE_DURATION_SECONDS": "0.1"}, ["lease_duration_seconds", "0.1", "1"]),
         ({"DURABLESTACK__DATABASE_TABLE_PREFIX": "prod-"}, ["database_table_prefix", "prod-"]),
         ({"DURABLESTACK__DATABASE_URL": "oracle://x:geheim@y/z"}, ["oracle"]),

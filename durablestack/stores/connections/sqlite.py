@@ -100,7 +100,10 @@ class SqliteConnections:
 
     def _connect(self) -> sqlite3.Connection:
         if not self._may_create and not self._path.exists():
-            raise SchemaError(f"there is no SQLite file {self._path}; `durablestack migrate` makes it")
+            raise SchemaError(
+                f"there is no SQLite file {self._path} (is this the right folder?); stack.migrate() makes it, or "
+                "`durablestack migrate` with the same --app or --database-url"
+            )
         connection = sqlite3.connect(
             self._path, timeout=self._timeout_seconds, isolation_level=None, check_same_thread=False
         )
