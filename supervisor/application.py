@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -44,7 +46,20 @@ def load(targets: tuple[str, ...]) -> ChildApplication:
     Raises:
         TargetError, JobDefinitionError: it cannot be loaded.
     """
-    return DurableStack.load_application(targets)
+    with _options_told():
+        return DurableStack.load_application(targets)
+
+
+@contextmanager
+def _options_told() -> Iterator[None]:
+    """The supervisor has said what there is to say of them."""
+    log = logging.getLogger("durablestack.options")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 class Application:

@@ -17,6 +17,12 @@ from workers import PATIENCE_SECONDS, TESTS, eventually
 
 EXAMPLE = TESTS / "options" / "documents_example.json"
 
+SHOP = """
+from durablestack import DurableStack
+
+stack = DurableStack(database_url="{url}")
+"""
+
 
 @pytest.fixture
 def refusing_port() -> Iterator[int]:
@@ -63,3 +69,20 @@ def test_the_documents_json_example_starts_a_supervisor_on_postgresql(
         eventually(lambda: "worker orders-api-1: " in log(), what=log())
         run_id = stack.client.enqueue("innocent")
         eventually(lambda: f"run succeeded: run_id={run_id}" in log(), what=log())
+
+
+@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+def test_what_is_said_of_options_is_said_by_the_supervisor_and_not_by_each_process(
+    tmp_path: Path, start_method: str
+) -> None:
+    (tmp_path / "shop.py").write_text(SHOP.format(url=f"sqlite:///{tmp_path}/runs.db"))
+    chosen = {"DURABLESTACK__START_METHOD": start_method, "DURABLESTACK_BATCH_SIZE": "3"}
+    with supervisor(tmp_path, "shop:stack", PYTHONPATH=f"{tmp_path}{os.pathsep}{TESTS}", **chosen) as log:
+        stack = DurableStack("chaos_jobs", database_url=f"sqlite:///{tmp_path}/runs.db")
+        eventually(lambda: "worker " in log(), what=log())
+        with stack:
+            run_id = stack.client.enqueue("innocent")
+            eventually(lambda: f"run succeeded: run_id={run_id}" in log(), what=log())
+    told = [line for line in log().splitlines() if "DURABLESTACK_BATCH_SIZE is not read" in line]
+    assert told
+    assert all(" WARNING " in line for line in told), "by the supervisor, whose log has levels"
