@@ -187,7 +187,7 @@ class Worker:
     def begin(self) -> None:
         lease = self.waiting.pop(0)
         child = self.child_class(self, lease)
-        if self.leases.executing(lease, child):
+        if not self.leases.all_executing([lease], child):
             self._world.witness.began(lease)
             self.children.append(child)
         else:

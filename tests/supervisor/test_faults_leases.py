@@ -198,7 +198,7 @@ def test_however_slow_the_workers_clock_is_within_the_margin_its_child_is_dead_b
     lease = Lease(run_id=uuid4(), attempt=1, token=uuid4(), worker_name="slow")
     leases.hold([lease], asked_at=0.0, duration=timedelta(seconds=lease_seconds))
     killed: list[float] = []
-    assert leases.executing(lease, Child(lambda: killed.append(real[0])))
+    assert leases.all_executing([lease], Child(lambda: killed.append(real[0]))) == []
     while not killed:
         real[0] += 0.01
         leases.lose_distrusted()
