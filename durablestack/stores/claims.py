@@ -30,14 +30,25 @@ def ask_for_expired(tx: Session) -> Callable[[], ExpiredLook]:
 
 def claim_due_runs(tx: Session, claim: Claim, recorded: Mapping[UUID, RunStatus], low_water: LowWater) -> Claimed:
     """Look, decide, and write: in a journey each."""
-    rows = tx.fetch("RUNS_EXPIRED_SELECT", limit=EXPIRED_PER_CLAIM_MAX) if claim.end_expired else []
-    expired = _each(tx, rows, lambda row: end_expired_lease(tx, row))
+    expired = _each(tx, lock_expired(tx), lambda row: end_expired_lease(tx, row)) if claim.end_expired else []
     mark = None if expired else low_water.mark()  # what has expired is due as it was before
     due = _each(tx, _due(tx, claim, mark, low_water), lambda row: tx.rows.claimed_run(row, claim))
     taken = taken_by(claim, due, recorded)
     runs = _lease(tx, taken, claim) if taken else []
     look = ask_for_expired(tx)() if claim.looks_for_expired else None
     return Claimed(runs, expired, len(due) - len(taken), look)
+
+
+def lock_expired(tx: Session) -> list[tuple[Any, ...]]:
+    """Rows of runs whose leases have expired, but for those that others have locked."""
+    if not tx.knows("EXPIRED_IDS_SELECT"):
+        return tx.fetch("RUNS_EXPIRED_SELECT", limit=EXPIRED_PER_CLAIM_MAX)
+    ids: list[Any] = [UUID(int=0)]
+    rows: list[tuple[Any, ...]] = []
+    while ids and not rows:
+        ids = [row[0] for row in tx.fetch("EXPIRED_IDS_SELECT", after=ids[-1], limit=EXPIRED_PER_CLAIM_MAX)]
+        rows = tx.fetch("RUNS_EXPIRED_SELECT", ids=ids) if ids else []
+    return rows
 
 
 def ask_to_claim(tx: Session, claim: Claim, low_water: LowWater) -> Callable[[], Claimed]:

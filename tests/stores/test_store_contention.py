@@ -26,6 +26,7 @@ from exam import (
 from test_store_concurrency import at_once
 
 from durablestack.runs import Lease, Released, RunStatus, Succeeded
+from durablestack.stores.claims import lock_expired
 from durablestack.stores.contract import Store
 from durablestack.stores.sql import SqlStore
 
@@ -42,7 +43,7 @@ def claim_under_way(store: Store, batch_size: int) -> Iterator[list[UUID]]:
     """Between the writes of a claim and its commit, which does not come; the ids of what it holds."""
     assert isinstance(store, SqlStore)
     with suppress(NotThisTime), store._transaction() as tx:
-        tx.fetch("RUNS_EXPIRED_SELECT", limit=100)
+        lock_expired(tx)
         rows = tx.fetch("RUNS_DUE_SELECT", job_names=[JOB], limit=batch_size)
         ids = [row[0] for row in rows]
         tx.run("RUNS_LEASE", ids=ids, worker_name="slow", worker_id=None, lease_token=uuid4(), seconds=30.0)
@@ -84,6 +85,18 @@ def test_who_enqueues_and_cancels_does_not_wait_for_a_claim(store: Store, impati
     assert (due[0], due[1:6]) == (earlier, ids[7:12])
     assert later in due
     assert status(store, ids[0]) is RunStatus.PENDING
+
+
+@on_servers
+def test_who_holds_leases_does_not_wait_for_a_claim_that_came_by_them(store: Store, impatient: Store) -> None:
+    assert isinstance(impatient, SqlStore)
+    enqueue_many(store, 200)
+    ids = [run.id for run in claim(store, batch_size=10)]
+    with impatient._transaction() as tx:
+        tx.fetch("LEASES_SELECT_FOR_UPDATE", ids=ids)
+        with claim_under_way(store, 5):
+            tx.run("RUNS_SUCCEED", ids=ids)
+    assert [status(store, id) for id in ids] == [RunStatus.SUCCEEDED] * 10
 
 
 @on_servers

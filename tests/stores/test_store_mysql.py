@@ -8,7 +8,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pymysql
 import pytest
@@ -19,6 +19,7 @@ from pymysql.constants import FIELD_TYPE
 from durablestack.errors import OptionsError, SchemaError, StoreError, StoreUnavailable
 from durablestack.options import parse_connection_string
 from durablestack.runs import RunStatus, Succeeded
+from durablestack.stores.claims import lock_expired
 from durablestack.stores.connections.mysql import PyMySql, check_version
 from durablestack.stores.contract import Store
 from durablestack.stores.dialects import MYSQL
@@ -33,6 +34,7 @@ PARAMETERS = {
     "seconds": 86_400.0,
     "lease_token": None,
     "worker_id": None,
+    "after": UUID(int=0),
 }
 STEPS = sum(len(statements_of(MYSQL, "", version)) for version in range(1, SCHEMA_VERSION + 1))
 
@@ -420,7 +422,7 @@ def check_plans(store: Store) -> None:
     assert isinstance(store, SqlStore)
     for name, index in (
         ("RUNS_DUE_SELECT", "due"),
-        ("RUNS_EXPIRED_SELECT", "status"),
+        ("EXPIRED_IDS_SELECT", "status"),
         ("RUNS_OF_CLAIM_SELECT", "status"),
         ("RUNS_OF_WORKER_SELECT", "status"),
         ("RUNS_PRUNABLE_SELECT", "completed"),
@@ -472,7 +474,8 @@ def check_rows_read(store: Store) -> None:
         ("RUNS_DUE_SELECT", batch),
         ("RUNS_DUE_FROM_MARK_SELECT", batch),
         ("EXPIRED_LOOK", LEASED),
-        ("RUNS_EXPIRED_SELECT", LEASED),
+        ("EXPIRED_IDS_SELECT", LEASED),
+        ("RUNS_EXPIRED_SELECT", batch),
         ("LEASES_SELECT_FOR_UPDATE", batch),
         ("RUNS_LEASE", batch),
         ("LEASES_EXTEND", batch),
@@ -509,9 +512,9 @@ def test_a_claim_locks_the_rows_that_it_takes_and_no_others(store: Store) -> Non
     enqueue_many(store, 200)
     claim(store, batch_size=20)
     count = "select count(*) from (select id from {runs} where status = 'pending' for update skip locked) as free"
-    with connections(store).transaction() as tx:
-        tx.fetch(store._sql["RUNS_EXPIRED_SELECT"], MYSQL.bind(PARAMETERS))
-        tx.fetch(store._sql["RUNS_DUE_SELECT"], MYSQL.bind({**PARAMETERS, "limit": 10}))
+    with store._transaction() as tx:
+        lock_expired(tx)
+        tx.fetch("RUNS_DUE_SELECT", job_names=[JOB], limit=10)
         with connections(store).transaction() as other:
             assert other.fetch(MYSQL.render("", count, store.prefix), {}) == [(200 - 20 - 10,)]
 
@@ -530,6 +533,7 @@ def test_writes_by_key_do_not_read_the_rows_beside_them(store: Store) -> None:
         "seconds": 30.0,
     }
     for name, kind in (
+        ("RUNS_EXPIRED_SELECT", "range"),
         ("LEASES_SELECT_FOR_UPDATE", "range"),
         ("RUNS_LEASE", "range"),
         ("LEASES_EXTEND", "range"),
@@ -537,11 +541,13 @@ def test_writes_by_key_do_not_read_the_rows_beside_them(store: Store) -> None:
         ("RUNS_SUCCEED", "range"),
         ("RUNS_SUCCEED_BY_LEASE", "range"),
         ("RUNS_RELEASE", "range"),
-        ("RUNS_DELETE", "eq_ref"),
+        ("RUNS_DELETE", "range"),
         ("ATTEMPTS_DELETE", "ref"),
     ):
-        *_, written = explained(store, name, parameters)
+        *named, written = explained(store, name, parameters)
         assert (written["type"], written["key"]) == (kind, "PRIMARY"), name
+        # of two tables, what is read of the first one is locked too
+        assert [(each["type"], each["key"]) for each in named] == [("range", "PRIMARY")] * len(named), name
 
 
 @on_mysql

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from ..statements import RUNS_ACTIVE_SELECT, TEMPLATES
+from ..statements import RUNS_ACTIVE_SELECT, RUNS_EXPIRED_SELECT, TEMPLATES
 from .dialect import Dialect, from_bytes, naive_utc
 
 # MariaDB and MySQL have a name each for it, and each refuses the other's
@@ -37,21 +37,40 @@ _UPDATES = {
     for name, text in TEMPLATES.items()
     if text.strip().startswith("update ")
 }
-# a delete follows no such order; but rows of a second table are looked up one by one
+# A delete takes such hints only where it names its tables apart. That a run has ended is known, and asked for all the
+# same: were the key all that is looked at, all of its index would be read, and each entry locked.
 _DELETES = {
-    "RUNS_DELETE": """
+    "RUNS_DELETE": f"""
 delete run
-from {runs} as wanted
-straight_join {runs} as run on run.id = wanted.id
-where wanted.id {in_ids}
+from {{runs}} as run {_KEY}
+where run.id {{in_ids}}
+  and run.completed_at_utc is not null
 """,
-    "ATTEMPTS_DELETE": """
+    "ATTEMPTS_DELETE": f"""
 delete attempt
-from {runs} as wanted
-straight_join {attempts} as attempt on attempt.run_id = wanted.id
-where wanted.id {in_ids}
+from {{runs}} as run {_KEY}
+straight_join {{attempts}} as attempt {_KEY} on attempt.run_id = run.id
+where run.id {{in_ids}}
+  and run.completed_at_utc is not null
 """,
 }
+
+# What is read on the way to a row is locked as well, also where the row itself is skipped: the entries of all leased
+# runs, which others are to change who hold rows that this claim comes to. So they are read first, and locked by key.
+_EXPIRED_IDS_SELECT = """
+select id
+from {runs}
+where status = 'leased'
+  and id > :after
+  and lease_until_utc <= {now}
+order by id
+{limit}
+"""
+_RUNS_EXPIRED_SELECT = (
+    RUNS_EXPIRED_SELECT.replace("{skip_locked_hint}", _KEY)
+    .replace("where status", "where id {in_ids}\n  and status")
+    .replace("{limit}\n", "")
+)
 
 # by each lease that was shown; the ids by themselves are what the rows are looked up by
 _SUCCEED_BY_LEASE = _UPDATES["RUNS_SUCCEED"] + "\n  and (id, lease_token) in :leases"
@@ -93,10 +112,14 @@ MYSQL = Dialect(
     overrides={
         **_UPDATES,
         **_DELETES,
+        "RUNS_EXPIRED_SELECT": _RUNS_EXPIRED_SELECT,
         # in the order of the index, which holds ended runs too; in that of the ids, all runs would be read
         "RUNS_ACTIVE_SELECT": RUNS_ACTIVE_SELECT.replace("order by id", "order by status, id"),
     },
-    own={"RUNS_SUCCEED_BY_LEASE": _SUCCEED_BY_LEASE},
+    own={
+        "RUNS_SUCCEED_BY_LEASE": _SUCCEED_BY_LEASE,
+        "EXPIRED_IDS_SELECT": _EXPIRED_IDS_SELECT,
+    },
     oldest_snapshot=_OLDEST_SNAPSHOT,
     facts={
         "version": "select version()",

@@ -23,11 +23,11 @@ select utc_timestamp(6),
 
 -- RUNS_EXPIRED_SELECT
 select id, job_name, attempt, max_attempts, lease_owner, lease_token, started_at_utc, cancel_requested_at_utc
-from `durable_stack_job_runs`
-where status = 'leased'
+from `durable_stack_job_runs` force index (primary)
+where id in %(ids)s
+  and status = 'leased'
   and lease_until_utc <= utc_timestamp(6)
 order by id
-limit %(limit)s
 for update skip locked
 
 -- RUN_EXPIRED_UPDATE
@@ -356,15 +356,16 @@ for update skip locked
 
 -- ATTEMPTS_DELETE
 delete attempt
-from `durable_stack_job_runs` as wanted
-straight_join `durable_stack_job_run_attempts` as attempt on attempt.run_id = wanted.id
-where wanted.id in %(ids)s
+from `durable_stack_job_runs` as run force index (primary)
+straight_join `durable_stack_job_run_attempts` as attempt force index (primary) on attempt.run_id = run.id
+where run.id in %(ids)s
+  and run.completed_at_utc is not null
 
 -- RUNS_DELETE
 delete run
-from `durable_stack_job_runs` as wanted
-straight_join `durable_stack_job_runs` as run on run.id = wanted.id
-where wanted.id in %(ids)s
+from `durable_stack_job_runs` as run force index (primary)
+where run.id in %(ids)s
+  and run.completed_at_utc is not null
 
 -- JOB_INSERT
 insert into `durable_stack_jobs` (
@@ -506,3 +507,12 @@ set status = 'succeeded',
     stderr_tail = null
 where id in %(ids)s
   and (id, lease_token) in %(leases)s
+
+-- EXPIRED_IDS_SELECT
+select id
+from `durable_stack_job_runs`
+where status = 'leased'
+  and id > %(after)s
+  and lease_until_utc <= utc_timestamp(6)
+order by id
+limit %(limit)s
