@@ -250,7 +250,7 @@ class DurableStack:
                 f"{', '.join(targets)} holds {len(found)} DurableStacks; name the one you mean, as module:attribute"
             )
         if not found:
-            return cls(*modules, options=DurableStackOptions.load(file=config, **changes))
+            return cls(*modules, options=DurableStackOptions.from_command_line(file=config, **changes))
         stack = found[0]
         loaded = cls(
             *stack.targets,

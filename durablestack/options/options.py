@@ -47,7 +47,7 @@ from .kinds import (
 )
 from .reading import canonical, settle
 from .secret import MASK, Secret
-from .sources import environment_mapping, file_in, file_mapping, json_mapping, merged, naming, nested
+from .sources import environment_mapping, file_in, file_mapping, json_mapping, merged, naming, nested, tell_overruled
 
 log = logging.getLogger("durablestack.options")
 
@@ -177,10 +177,18 @@ class DurableStackOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
         Without `file`, `durablestack.toml`, else `[tool.durablestack]` of `pyproject.toml`, in the current folder;
         neither needs to be there. `environ` is `os.environ` unless given. Keywords in any of the documents'
-        spellings. A source that chooses a database displaces the choice of the sources before it.
+        spellings. A source that chooses a database displaces the choice of the sources before it. Keywords are what
+        code says: a variable that has no effect beside them is warned of.
         """
-        path = Path(file) if file is not None else file_in(Path.cwd())
-        return cls(**functools.reduce(merged, cls._layers(path, environ, keywords)))
+        *lower, variables, code = cls._layers(_file_named(file), environ, keywords)
+        found = functools.reduce(merged, [*lower, variables, code])
+        tell_overruled(variables, found)
+        return cls(**found)
+
+    @classmethod
+    def from_command_line(cls, *, file: str | Path | None = None, **arguments: Any) -> Self:
+        """As `load`, for arguments of a command line, which are meant to go before the environment."""
+        return cls(**functools.reduce(merged, cls._layers(_file_named(file), None, arguments)))
 
     @classmethod
     def _layers(
@@ -323,3 +331,7 @@ def _plain(value: object) -> object:
             return value.value
         case _:
             return value
+
+
+def _file_named(file: str | Path | None) -> Path | None:
+    return Path(file) if file is not None else file_in(Path.cwd())

@@ -84,6 +84,16 @@ def environment_mapping(environ: Mapping[str, str], option_names: Iterable[str] 
     return nested
 
 
+def tell_overruled(environment: Mapping[str, Any], merged: Mapping[str, Any], prefix: str = ENVIRONMENT_PREFIX) -> None:
+    """Warn of each option of the environment that what goes before it has set otherwise. Both have canonical names."""
+    for name, value in environment.items():
+        in_effect = merged.get(name)
+        if isinstance(value, Mapping) and isinstance(in_effect, Mapping):
+            tell_overruled(value, in_effect, f"{prefix}{name}__")
+        elif value != in_effect:
+            log.warning("%s has no effect: the application's code goes before it", f"{prefix}{name}".upper())
+
+
 def _put(nested: dict[str, Any], variable: str, text: str) -> None:
     """Groups under names of one spelling; the option as it is written, which an error is to show."""
     *groups, option = variable[len(ENVIRONMENT_PREFIX) :].split("__")

@@ -234,6 +234,32 @@ def test_a_variable_with_one_underscore_too_few_is_warned_of(caplog: pytest.LogC
     ]
 
 
+def test_a_variable_that_code_leaves_without_effect_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    environ = {
+        "DURABLESTACK__DATABASE_URL": "postgresql://user:hush@db/shop",
+        "DURABLESTACK__BATCH_SIZE": "7",
+        "DURABLESTACK__LEASE_DURATION": "40",
+        "DURABLESTACK__RETENTION__ENABLED": "no",
+    }
+    options = DurableStackOptions.load(
+        environ=environ, database_url="sqlite:///dev.db", batch_size=7, retention={"enabled": True}
+    )
+    assert (options.lease_duration_seconds, options.retention.enabled) == (40, True)
+    assert sorted(record.getMessage() for record in caplog.records) == [
+        "DURABLESTACK__DATABASE_URL has no effect: the application's code goes before it",
+        "DURABLESTACK__RETENTION__ENABLED has no effect: the application's code goes before it",
+    ]
+
+
+def test_of_a_command_line_that_goes_before_the_environment_nothing_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DURABLESTACK__STORAGE_PROVIDER", "postgres")
+    options = DurableStackOptions.from_command_line(database_url="sqlite:///dev.db")
+    assert options.storage_provider is StorageProvider.SQLITE
+    assert not caplog.records
+
+
 def test_toml_that_cannot_be_read_is_told_with_its_place_and_without_its_text(tmp_path: Path) -> None:
     file = tmp_path / "durablestack.toml"
     file.write_text('batch_size = 1\npassword = "hush\n')
