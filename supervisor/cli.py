@@ -15,6 +15,7 @@ import anyio
 import rich_click as click
 from msgspec import structs
 
+from durablestack import __version__
 from durablestack.errors import DurableStackError, StoreError
 from durablestack.jobs.discovery import look_in_current_folder
 from durablestack.options import Secret, redact
@@ -55,6 +56,7 @@ _OBJECTS_PER_COLLECTION = 10_000
 @click.option("--monitoring-port", type=int, metavar="N", help="Answer /live, /ready and /metrics there; 0: any port.")
 @click.option("--plain", is_flag=True, help="Log lines only, no live status.")
 @click.option("-v", "--verbose", is_flag=True, help="Also log what is of interest when something is wrong.")
+@click.version_option(__version__, prog_name="durablestack")
 @click.option("--demo", is_flag=True, help="Show what the supervisor does, in a temporary folder. Takes 15 seconds.")
 def command(targets: tuple[str, ...], plain: bool, verbose: bool, demo: bool, **changes: Any) -> None:
     """Execute the runs of an application's jobs, each in a child process.

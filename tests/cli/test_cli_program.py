@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,12 @@ def test_help_names_the_commands_and_the_exit_codes(console):
     ended = console("--help")
     assert ended.code == 0
     assert all(word in ended.out for word in ("migrate", "enqueue", "runs", "doctor", "--app", "Exit codes"))
+
+
+@pytest.mark.parametrize("module", ["durablestack", "durablestack.supervisor"])
+def test_both_programs_tell_their_version(module):
+    told = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, timeout=60)
+    assert (told.returncode, told.stdout) == (0, f"durablestack, version {version('durablestack')}\n")
 
 
 def test_without_a_command_there_is_help_and_exit_code_2(process):
